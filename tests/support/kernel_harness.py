@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,30 @@ _FUNCTION = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
 #: Every instruction set that this machine can run.
 ISAS = [detect.known()[name] for name in detect.available()]
 GENERIC = detect.known()["generic"]
+#: What methods of ``Isa`` read of it.
+READ_BY = {"multiply_add": "has_fma", "from_f16": "has_f16", "to_f16": "has_f16", "to_bf16": "round_bf16",
+           "pair_dot": "dot_bf16"}  # fmt: skip
+
+
+def read_of_isa(*sources: Any) -> set[str]:
+    """The attributes of an instruction set that these modules or functions read, directly or by its methods, but for its name."""
+    names = set(re.findall(r"\bisa\.(\w+)", "".join(map(inspect.getsource, sources))))
+    return {READ_BY.get(name, name) for name in names} - {"name"}
+
+
+def isas_with(read: Iterable[str]) -> list[Isa]:
+    """The instruction sets that differ in these attributes; of those that are alike in all of them, the first.
+
+    Code that reads nothing else of an instruction set is the same for them, byte for byte, and takes seconds to compile.
+    """
+    kinds: dict[tuple[object, ...], Isa] = {}
+    for isa in ISAS:
+        kinds.setdefault(tuple(getattr(isa, name) for name in sorted(read)), isa)
+    return list(kinds.values())
+
+
+#: For code without products of bfloat16: every instruction set with anything else of its own.
+ISAS_BUT_BF16 = isas_with({field.name for field in fields(Isa)} - {"name", "needs", "dot_bf16", "round_bf16"})
 #: The distance from 1 to the next smaller float32.
 EPS32 = 2.0**-24
 

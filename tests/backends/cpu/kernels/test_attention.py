@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-from dataclasses import fields
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,36 +26,29 @@ from gumba.backends.cpu.packing import aligned_empty
 from gumba.simd import maths
 from gumba.simd.isa import Isa
 from support import kernel_setups
-from support.kernel_harness import ISAS, Batch, Setup, address, isa_id, same_bits
+from support.kernel_harness import (
+    ISAS,
+    ISAS_BUT_BF16,
+    Batch,
+    Setup,
+    address,
+    isa_id,
+    isas_with,
+    read_of_isa,
+    same_bits,
+)
 from support.kernel_setups_attention import Cache
 
 ISA = ISAS[0]
-#: What methods of ``Isa`` read of it.
-READ_BY = {"multiply_add": "has_fma", "from_f16": "has_f16", "to_f16": "has_f16", "to_bf16": "round_bf16",
-           "pair_dot": "dot_bf16"}  # fmt: skip
-
-
-def read_of_isa(*modules: ModuleType) -> set[str]:
-    """The attributes of an instruction set that the code which these modules compile is made from."""
-    sources = "".join(map(inspect.getsource, modules)).replace(inspect.getsource(page_format.PageFormat.arithmetic), "")
-    return set(re.findall(r"\bisa\.(\w+)", sources)) - {"name"}
 
 
 def isas_for(kv_type: str) -> list[Isa]:
-    """The instruction sets with an attention of their own for these pages: of those that differ in nothing it reads, one.
-
-    A kernel takes seconds to compile, and the others' are the same code, byte for byte.
-    """
-    modules = [attention_module, attention_block, attention_layout, attention_softmax, page_format, maths]
-    read = read_of_isa(*modules, {"bf16": bf16, "q8_0": q8_0}.get(kv_type, float_pages))
-    assert {"lanes", "registers", "multiply_add"} <= read
-    if kv_type == "q8_0":  # its integer products are in other modules
-        assert not read & {"pair_dot", "to_bf16"}
-        read = {field.name for field in fields(Isa)} - {"name", "needs", "dot_bf16", "round_bf16"}
-    kinds: dict[tuple[object, ...], Isa] = {}
-    for isa in ISAS:
-        kinds.setdefault(tuple(getattr(isa, READ_BY.get(name, name)) for name in sorted(read)), isa)
-    return list(kinds.values())
+    """The instruction sets with an attention of their own for these pages."""
+    products = page_format.rank_update, page_format._update, page_format.float_product, page_format.wide_registers
+    modules = attention_module, attention_block, attention_layout, attention_softmax, maths
+    read = read_of_isa(*modules, *products, {"bf16": bf16, "q8_0": q8_0}.get(kv_type, float_pages))
+    assert {"lanes", "registers", "has_fma"} <= read and ("dot_bf16" in read) == (kv_type == "bf16")
+    return ISAS_BUT_BF16 if kv_type == "q8_0" else isas_with(read)  # q8_0's integer products are in other modules
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from gumba.backends.cpu.kernels import record
 from gumba.backends.cpu.kernels.record import Kernel, f4, share
 from gumba.simd.isa import Isa
 from support import kernel_setups
-from support.kernel_harness import GENERIC, ISAS, Setup, isa_id
+from support.kernel_harness import GENERIC, ISAS, ISAS_BUT_BF16, Setup, isa_id, read_of_isa
 
 #: Kernels that are no operations of a model, with their oracles in a file of their own.
 ELSEWHERE = {
@@ -42,8 +43,15 @@ def test_every_kernel_has_an_oracle() -> None:
     assert len(declared()) >= 10
 
 
-@pytest.mark.parametrize("name", sorted(kernel_setups.TABLE))
-@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+def isas_of(name: str) -> list[Isa]:
+    """The instruction sets that a kernel is code of its own for."""
+    module = importlib.import_module(f"gumba.backends.cpu.kernels.{name.split('.')[0]}")
+    return ISAS if read_of_isa(module) & {"dot_bf16", "round_bf16"} else ISAS_BUT_BF16
+
+
+@pytest.mark.parametrize(
+    "name, isa", [(name, isa) for name in sorted(kernel_setups.TABLE) for isa in isas_of(name)], ids=isa_id
+)
 def test_kernel_computes_what_its_oracle_does(name: str, isa: Isa) -> None:
     make: Callable[[Isa], Setup] = kernel_setups.TABLE[name]
     setup = make(isa)

@@ -18,6 +18,7 @@ from support import kernel_oracles, kernel_setups
 from support.kernel_harness import (
     GENERIC,
     ISAS,
+    ISAS_BUT_BF16,
     Batch,
     Setup,
     address,
@@ -30,6 +31,8 @@ from support.kernel_harness import (
 )
 
 every = pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+#: Products of integers: sets that differ in those of bfloat16 share their code.
+every_of_integers = pytest.mark.parametrize("isa", ISAS_BUT_BF16, ids=isa_id)
 every_format = pytest.mark.parametrize("format", kernel_setups.ALL_FORMATS, ids=isa_id)
 DOT_FORMATS = [format for format in kernel_setups.ALL_FORMATS if isinstance(format, DotFormat)]
 f32, q4_1 = get("f32"), get("q4_1")
@@ -42,8 +45,15 @@ def test_formats_of_both_kinds_are_here() -> None:
     assert len(floats) + len(DOT_FORMATS) == len(kernel_setups.ALL_FORMATS)
 
 
-@every
-@every_format
+@pytest.mark.parametrize(
+    "format, isa",
+    [
+        (format, isa)
+        for format in kernel_setups.ALL_FORMATS
+        for isa in (ISAS_BUT_BF16 if format in DOT_FORMATS else ISAS)
+    ],
+    ids=isa_id,
+)
 def test_every_format_on_every_instruction_set(format: BlockFormat, isa: Isa) -> None:
     """37 rows are no multiple of any number of lanes; weights are random bits."""
     many = kernel_setups.setup_matmul(isa, format, n=20).check()
@@ -106,7 +116,7 @@ def test_a_residual_may_be_the_output_itself() -> None:
     np.testing.assert_array_equal(same_bits(setup.run()), same_bits(apart))
 
 
-@every
+@every_of_integers
 @pytest.mark.parametrize("format", DOT_FORMATS, ids=isa_id)
 def test_the_largest_numbers_do_not_overflow(format: BlockFormat, isa: Isa) -> None:
     """All weights at one end of their range, all activations at 127 or -127."""
@@ -139,7 +149,7 @@ def extremes(format: BlockFormat, isa: Isa, byte: int, sign: int) -> Setup:
     return Setup(matmul(format, isa), arguments, Batch(len(x)), out, lambda a: a[:, :n_rows], expected, keep=[held, w])
 
 
-@every
+@every_of_integers
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_comes_through(bad: float, isa: Isa) -> None:
     """A token with a NaN or an infinity has no finite results; its neighbours do not notice."""
@@ -175,7 +185,7 @@ def two_blocks(format: DotFormat) -> DotFormat:
     )  # fmt: skip
 
 
-@every
+@every_of_integers
 @pytest.mark.parametrize("name", ["q4_0", "q4_1", "q8_0"])
 def test_a_block_of_several_parts(name: str, isa: Isa) -> None:
     """Packed as blocks of 64, the same bytes give the same bits: products and embedding rows."""
