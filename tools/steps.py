@@ -7,8 +7,10 @@ SIGTERM or SIGHUP all commands end, with the processes that they started, before
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -206,23 +208,29 @@ def tests(arguments: Sequence[str] = (), n_workers: int | None = None, *, but: s
     """The tests that ``arguments`` of pytest select (by default all, ``but`` those with these marks), in two passes.
 
     First those that can run beside each other, in ``n_workers`` processes: a process that has ended its share takes over half
-    of another's rest. Then those marked ``serial``, which need the machine to themselves.
+    of another's rest. Then those marked ``serial``, which need the machine to themselves. ``-m`` among the arguments selects
+    among the tests of both passes; marks that it names are not left out.
     """
     n = str(workers() if n_workers is None else n_workers)
-    parallel = ("-n", n, "--dist", "worksteal", "-m", f"not (serial or {but})")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", default="")
+    own, others = parser.parse_known_args(arguments)
+    left_out = [mark for mark in but.split(" or ") if mark not in re.findall(r"\w+", own.m)]
+    of_both = ([f"not ({' or '.join(left_out)})"] if left_out else []) + ([f"({own.m})"] if own.m else [])
+    parallel = ("-n", n, "--dist", "worksteal", "-m", " and ".join(["not serial", *of_both]))
     # Collecting all tests takes seconds.
     where = [
         path
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
         if "mark.serial" in path.read_text(encoding="utf-8")
     ]
-    names = arguments or [path.relative_to(ROOT).as_posix() for path in where]
+    names = others or [path.relative_to(ROOT).as_posix() for path in where]
     passes = (NO_TESTS,) if arguments else ()  # all tests are in both passes, or a mark has lost its meaning
     return [
-        Step("parallel tests", python("-m", "pytest", *parallel, *arguments), passes=passes, after=("model",)),
+        Step("parallel tests", python("-m", "pytest", *parallel, *others), passes=passes, after=("model",)),
         Step(
             "serial tests",
-            python("-m", "pytest", "-m", f"serial and not ({but})", *names),
+            python("-m", "pytest", "-m", " and ".join(["serial", *of_both]), *names),
             passes=passes,
             after=("types",),
         ),

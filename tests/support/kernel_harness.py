@@ -23,15 +23,19 @@ _FUNCTION = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
 #: Every instruction set that this machine can run.
 ISAS = [detect.known()[name] for name in detect.available()]
 GENERIC = detect.known()["generic"]
-#: What methods of ``Isa`` read of it.
-READ_BY = {"multiply_add": "has_fma", "from_f16": "has_f16", "to_f16": "has_f16", "to_bf16": "round_bf16",
-           "pair_dot": "dot_bf16"}  # fmt: skip
 
 
 def read_of_isa(*sources: Any) -> set[str]:
     """The attributes of an instruction set that these modules or functions read, directly or by its methods, but for its name."""
-    names = set(re.findall(r"\bisa\.(\w+)", "".join(map(inspect.getsource, sources))))
-    return {READ_BY.get(name, name) for name in names} - {"name"}
+    read: set[str] = set()
+    names = re.findall(r"\bisa\.(\w+)", "".join(map(inspect.getsource, sources)))
+    while names:
+        name = names.pop()
+        if callable(method := vars(Isa).get(name)):
+            names += re.findall(r"\bself\.(\w+)", inspect.getsource(method))
+        else:
+            read.add(name)
+    return read - {"name"}
 
 
 def isas_with(read: Iterable[str]) -> list[Isa]:
@@ -46,7 +50,9 @@ def isas_with(read: Iterable[str]) -> list[Isa]:
 
 
 #: For code without products of bfloat16: every instruction set with anything else of its own.
-ISAS_BUT_BF16 = isas_with({field.name for field in fields(Isa)} - {"name", "needs", "dot_bf16", "round_bf16"})
+ISAS_BUT_BF16 = isas_with(
+    {field.name for field in fields(Isa)} - {"name", "needs", "portable", "dot_bf16", "round_bf16"}
+)
 #: The distance from 1 to the next smaller float32.
 EPS32 = 2.0**-24
 

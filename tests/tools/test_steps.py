@@ -131,10 +131,26 @@ def test_lint_checks_style_words_and_layers() -> None:
 
 def test_serial_tests_run_after_the_others_from_the_files_that_have_them() -> None:
     first, second = steps.tests(but="isas")
-    assert "not (serial or isas)" in first.command and "serial and not (isas)" in second.command
+    assert "not serial and not (isas)" in first.command and "serial and not (isas)" in second.command
     files = [word for word in second.command if word.startswith("tests/")]
     assert "tests/engine/test_interrupts.py" in files and all((TOOLS.parent / file).is_file() for file in files)
     assert steps.tests(["tests/gguf"])[1].command[-1] == "tests/gguf"
+
+
+def test_marks_select_among_the_tests_of_each_pass() -> None:
+    def marks(*arguments: str) -> list[str]:
+        commands = [step.command for step in steps.tests(arguments)]
+        assert all(command.count("-m") == 2 for command in commands), "python -m pytest, and one -m of pytest's"
+        return [command[command.index("-m", 3) + 1] for command in commands]
+
+    assert marks() == ["not serial and not (freeze or isas)", "serial and not (freeze or isas)"]
+    assert marks("-m", "not model", "tests/llm") == [
+        "not serial and not (freeze or isas) and (not model)",
+        "serial and not (freeze or isas) and (not model)",
+    ]
+    assert marks("-m", "isas") == ["not serial and not (freeze) and (isas)", "serial and not (freeze) and (isas)"]
+    assert marks("-mfreeze or isas") == ["not serial and (freeze or isas)", "serial and (freeze or isas)"]
+    assert steps.tests(["-m", "model", "tests/llm"])[1].command[-1] == "tests/llm"
 
 
 def test_all_tests_are_in_both_passes_and_some_may_be_in_one() -> None:

@@ -47,7 +47,7 @@ def isas_for(kv_type: str) -> list[Isa]:
     products = page_format.rank_update, page_format._update, page_format.float_product, page_format.wide_registers
     modules = attention_module, attention_block, attention_layout, attention_softmax, maths
     read = read_of_isa(*modules, *products, {"bf16": bf16, "q8_0": q8_0}.get(kv_type, float_pages))
-    assert {"lanes", "registers", "has_fma"} <= read and ("dot_bf16" in read) == (kv_type == "bf16")
+    assert {"lanes", "registers"} <= read and ("dot_bf16" in read) == (kv_type == "bf16")
     return ISAS_BUT_BF16 if kv_type == "q8_0" else isas_with(read)  # q8_0's integer products are in other modules
 
 
