@@ -97,6 +97,5 @@ FORMAT = DotFormat(
     packed_block_size=256,
     # d, dmin, the scales, the nibbles in words of 8
     pack_fields=(PackField(0, 2, 1), PackField(2, 2, 1), PackField(4, 4, 3), PackField(16, 4, 32)),
-    expand=True,
     unpack=unpack,
 )
