@@ -36,7 +36,8 @@ def ruled_out(n, params, at):
     """bool [n]: tokens that may not be chosen."""
     out = np.zeros(n, bool) if at.allowed is None else ~at.allowed
     if params.allowed_token_ids is not None:
-        out[[i for i in range(n) if i not in params.allowed_token_ids]] = True
+        allowed = set(params.allowed_token_ids)
+        out[[i for i in range(n) if i not in allowed]] = True
     if at.n_generated < params.min_tokens:
         out[list(at.end_ids)] = True
     for token, bias in params.logit_bias:
