@@ -39,6 +39,12 @@ CASES: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
     (2, {"bias": BIAS}, {"bias": BIAS}),
     (0, {"part": "source"}, {"cross": N_SOURCE}),
 ]
+#: Those for another page format than float32: the code of most options together, in kernels that other tests compile too.
+TOGETHER: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
+    *CASES[:2],
+    (3, {"causal": False, "window": 40, "softcap": 2.0, "sinks": SINKS, "slopes": SLOPES}, {}),
+    (2, {"part": "answer", "bias": BIAS}, {}),
+]
 
 
 def attentions(p: Program, kv: KVCache, cases: list[tuple[int, dict[str, Any], dict[str, Any]]]) -> list[list[Buffer]]:
@@ -127,10 +133,10 @@ def test_a_whole_sequence_is_seen_where_it_is_not_causal() -> None:
     np.testing.assert_allclose(found[3][:70], expected, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
-def test_any_timing_and_number_of_threads_gives_the_same(kv_type: str) -> None:
+@pytest.mark.parametrize("kv_type, cases", [("f32", CASES), ("q8_0", TOGETHER)])
+def test_any_timing_and_number_of_threads_gives_the_same(kv_type: str, cases: list[Any]) -> None:
     def write(p: Program, kv: KVCache) -> list[Buffer]:
-        return [made[3] for made in attentions(p, kv, CASES)]
+        return [made[3] for made in attentions(p, kv, cases)]
 
     first = run(1, [0], write, kv_type)
     for n_threads, order in ((3, [0, 1, 2]), (3, [2, 1, 0]), (4, [1, 3, 0, 2])):
