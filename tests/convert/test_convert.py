@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from gguf.quants import dequantize, quantize
 
+from gumba import quants
 from gumba.errors import ConvertError, ResourceError
 from gumba_convert import convert
 from gumba_convert.common import parallel
@@ -97,7 +98,7 @@ def test_every_tensor_is_written(tmp_path: Path, dtype: str, config: dict[str, A
         np.testing.assert_array_equal(np.asarray(found[name].data).reshape(values.shape), values, err_msg=name)
 
 
-@pytest.mark.parametrize("type", ["f16", "bf16", "q8_0", "q4_0", "q4_1"])
+@pytest.mark.parametrize("type", ["f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"])
 def test_encoded_like_gguf(tmp_path: Path, type: str) -> None:
     tensors = weights(CONFIG)
     _, found = run(tmp_path, type=type, pure=True, tensors=tensors)
@@ -124,6 +125,21 @@ def test_q6_k_output_is_close(tmp_path: Path) -> None:
     error = dequantize(output.data, Types.Q6_K) - tensors["lm_head.weight"]
     assert np.sqrt(np.mean(error**2)) < 0.03
     assert found["token_embd.weight"].tensor_type == Types.Q4_0
+
+
+def test_mixture(tmp_path: Path) -> None:
+    """Types as llama.cpp gives them, decoded by gguf-py to about the weights; upper case is the same."""
+    config = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
+    tensors = weights(CONFIG | config)
+    fields, found = run(tmp_path, type="Q4_K_M", config=config, tensors=tensors)
+    assert fields["general.file_type"] == 15
+    for name, values in expected(CONFIG | config, tensors).items():
+        if values.ndim > 1:
+            more = name in ("output.weight", "blk.1.attn_v.weight", "blk.1.ffn_down.weight")  # layer 1 of 2 is the last
+            kind = Types.Q6_K if more else Types.Q4_K
+            assert found[name].tensor_type == kind, name
+            error = dequantize(found[name].data, kind) - values
+            assert np.sqrt(np.mean(error**2)) < (0.03 if kind == Types.Q6_K else 0.1) * values.std(), name
 
 
 def test_metadata(tmp_path: Path) -> None:
@@ -409,6 +425,14 @@ def test_missing_weights(tmp_path: Path) -> None:
 def test_unknown_type(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match="'q3'; known are f32, f16, bf16, q8_0, q6_k, q5_k_m"):
         convert(tmp_path, tmp_path / "out.gguf", type="q3")
+
+
+def test_a_type_without_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = quants.get("q8_0").loops()[1]
+    monkeypatch.setitem(vars(quants.get("q8_0")), "loops", lambda: (None, decoder))
+    with pytest.raises(ConvertError, match="type q8_0 needs q8_0 blocks, which this version reads, but does not write"):
+        run(tmp_path, type="q8_0", config={"hidden_size": 64})
+    assert not list(tmp_path.glob("*.gguf*"))
 
 
 def test_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
