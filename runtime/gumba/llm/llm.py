@@ -57,8 +57,8 @@ class LLM(ChatMixin, PoolingMixin):
             prefixes included. None: as many as fit into a quarter of ``kv_memory``, or an eighth of the memory.
         kv_type: Data type of the KV cache: "f16", "bf16", "f32", or "q8_0" in half the memory; None: bf16 on processors
             with bf16 instructions (twice as fast), else f16.
-        portable: Give the same answers, bit for bit, on every processor (docs/reproducibility.md): f16 pages unless
-            ``kv_type`` says otherwise, and no instructions whose results differ from those of other processors.
+        portable: Give logits, embeddings and greedy answers the same bits on every processor: f16 pages unless ``kv_type``
+            names others, and no instructions whose results differ from those of other processors.
         draft_model: A smaller model with the same vocabulary that drafts tokens, which this model verifies several at a
             time: the same answers, sooner if the drafts are good.
         draft_tokens: Maximum number of tokens per draft.

@@ -91,7 +91,8 @@ class PoolingMixin(LLMBase):
             if not np.isfinite(rows).all():
                 raise ModelError(f"the model's hidden states of a prompt of {sequence.n_prompt} tokens are not finite")
             if normalize:
-                lengths = np.array([[float(np.linalg.norm(row))] for row in rows])
+                # Not np.linalg.norm, whose products BLAS sums in an order that depends on the processor.
+                lengths = np.array([[float(np.sqrt((row * row).sum()))] for row in rows])
                 rows /= np.where(lengths == 0.0, 1.0, lengths)
             vectors.append(rows)
         if pooling == "none":
