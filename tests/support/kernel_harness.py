@@ -175,6 +175,8 @@ def random_rows(format: BlockFormat, n_rows: int, columns: int, rng: np.random.G
     for name in format.dtype.names:
         if np.issubdtype(format.dtype[name].base, np.floating):
             blocks[name] = rng.standard_normal(blocks[name].shape) * 0.01
+        elif format.name == "nvfp4" and name == "d":  # all scales but the one that is none
+            blocks[name] = rng.integers(0, 127, blocks[name].shape)
         elif name == "e":  # a power of two
             blocks[name] = rng.integers(120, 126, blocks[name].shape)
     return raw
