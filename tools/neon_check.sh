@@ -4,7 +4,7 @@
 #     [SET=neon_i8mm|neon|neon_base] tools/neon_check.sh FOLDER [PYTEST ARGUMENTS | SCRIPT.py ARGUMENTS]
 #
 # SET: as a processor with integer matrix products (the default), with dot products only, or with neither (Raspberry Pi 4).
-# The kernels' own tests also take the lesser sets, each in turn; what runs a whole model takes SET.
+# The kernels' own tests also take the lesser sets, of block formats with -m "isas or not isas"; what runs a model takes SET.
 # SCRIPT.py: to run instead of tests, such as `tests/support/logit_hashes.py portable`, which records hashes.
 # FOLDER (about 600 MB, filled on the first run, kept) takes an arm64 Python from Debian's packages, the aarch64 wheels of
 # what the tests need, and qemu's user emulation. Nothing is installed on this machine and no root rights are needed.

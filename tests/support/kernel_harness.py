@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
+import pytest
 
 from gumba.backends.cpu.kernels import record as op
 from gumba.backends.cpu.kernels.record import FIRST_ARGUMENT, RECORD_WORDS, Kernel
 from gumba.backends.cpu.packing import ROW_ALIGN, PackedMatrix, aligned_empty, pack_matrix
-from gumba.quants import BlockFormat, FloatFormat
+from gumba.quants import FORMATS, BlockFormat, FloatFormat
 from gumba.simd import detect
 from gumba.simd.isa import Isa
 
@@ -53,6 +54,26 @@ def isas_with(read: Iterable[str]) -> list[Isa]:
 ISAS_BUT_BF16 = isas_with(
     {field.name for field in fields(Isa)} - {"name", "needs", "portable", "dot_bf16", "round_bf16"}
 )
+#: Of kernels that call the same code as the plain product: formats whose products differ in form (plain numbers, a minimum,
+#: parts with scales and minimums of their own, halves with scales of their own). The others are for ``pytest -m isas``.
+KINDS_OF_FORMATS = [
+    format if format.name in ("f32", "q4_1", "q4_k", "q6_k") else pytest.param(format, marks=pytest.mark.isas)
+    for format in FORMATS.values()
+]
+
+
+def of_formats(formats: Iterable[BlockFormat], isas: Sequence[Isa]) -> list[Any]:
+    """Parameters (format, instruction set). Sets between the best and the generic one are for ``pytest -m isas``.
+
+    A product takes seconds to compile. One format, Q4_1, is tested on all sets in every run.
+    """
+    return [
+        pytest.param(format, isa, marks=() if isa in (isas[0], GENERIC) or format.name == "q4_1" else pytest.mark.isas)
+        for format in formats
+        for isa in isas
+    ]
+
+
 #: The distance from 1 to the next smaller float32.
 EPS32 = 2.0**-24
 

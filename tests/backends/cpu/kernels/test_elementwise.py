@@ -12,7 +12,7 @@ from gumba.backends.cpu.kernels.rope import cos_sin_table
 from gumba.simd import maths
 from gumba.simd.isa import Isa
 from support import kernel_oracles, kernel_setups
-from support.kernel_harness import GENERIC, ISAS, ISAS_BUT_BF16, isa_id, isas_with, read_of_isa, same_bits
+from support.kernel_harness import GENERIC, ISAS, ISAS_BUT_BF16, isa_id, isas_with, of_formats, read_of_isa, same_bits
 from support.kernel_setups_rows import ACTIVATION_ERROR
 
 ISA = ISAS[0]
@@ -138,8 +138,7 @@ def test_copies_and_sums_of_any_width(width: int) -> None:
     kernel_setups.setup_text_means(ISA, width=width).check()
 
 
-@pytest.mark.parametrize("format", kernel_setups.ALL_FORMATS, ids=isa_id)
-@pytest.mark.parametrize("isa", ISAS_BUT_BF16, ids=isa_id)
+@pytest.mark.parametrize("format, isa", of_formats(kernel_setups.ALL_FORMATS, ISAS_BUT_BF16), ids=isa_id)
 def test_embedding_rows_are_the_decoded_weights(format: ModuleType, isa: Isa) -> None:
     """Exactly: a product and a sum of the decoder round as here."""
     kernel_setups.setup_embed(isa, format).check()

@@ -19,10 +19,12 @@ from support.kernel_harness import (
     GENERIC,
     ISAS,
     ISAS_BUT_BF16,
+    KINDS_OF_FORMATS,
     Batch,
     Setup,
     address,
     isa_id,
+    of_formats,
     packed,
     random_rows,
     rng_of,
@@ -33,26 +35,19 @@ from support.kernel_harness import (
 every = pytest.mark.parametrize("isa", ISAS, ids=isa_id)
 #: Products of integers: sets that differ in those of bfloat16 share their code.
 every_of_integers = pytest.mark.parametrize("isa", ISAS_BUT_BF16, ids=isa_id)
-every_format = pytest.mark.parametrize("format", kernel_setups.ALL_FORMATS, ids=isa_id)
 DOT_FORMATS = [format for format in kernel_setups.ALL_FORMATS if isinstance(format, DotFormat)]
-f32, q4_1 = get("f32"), get("q4_1")
+FLOAT_FORMATS = [format for format in kernel_setups.ALL_FORMATS if isinstance(format, FloatFormat)]
+f32, q4_0, q4_1 = get("f32"), get("q4_0"), get("q4_1")
 
 
 def test_formats_of_both_kinds_are_here() -> None:
-    floats = [format for format in kernel_setups.ALL_FORMATS if isinstance(format, FloatFormat)]
-    assert {format.name for format in floats} >= {"f32", "f16", "bf16"}
+    assert {format.name for format in FLOAT_FORMATS} >= {"f32", "f16", "bf16"}
     assert {format.name for format in DOT_FORMATS} >= {"q4_0", "q4_1", "q8_0", "q6_k", "mxfp4"}
-    assert len(floats) + len(DOT_FORMATS) == len(kernel_setups.ALL_FORMATS)
+    assert len(FLOAT_FORMATS) + len(DOT_FORMATS) == len(kernel_setups.ALL_FORMATS)
 
 
 @pytest.mark.parametrize(
-    "format, isa",
-    [
-        (format, isa)
-        for format in kernel_setups.ALL_FORMATS
-        for isa in (ISAS_BUT_BF16 if format in DOT_FORMATS else ISAS)
-    ],
-    ids=isa_id,
+    "format, isa", of_formats(DOT_FORMATS, ISAS_BUT_BF16) + of_formats(FLOAT_FORMATS, ISAS), ids=isa_id
 )
 def test_every_format_on_every_instruction_set(format: BlockFormat, isa: Isa) -> None:
     """37 rows are no multiple of any number of lanes; weights are random bits."""
@@ -116,8 +111,7 @@ def test_a_residual_may_be_the_output_itself() -> None:
     np.testing.assert_array_equal(same_bits(setup.run()), same_bits(apart))
 
 
-@every_of_integers
-@pytest.mark.parametrize("format", DOT_FORMATS, ids=isa_id)
+@pytest.mark.parametrize("format, isa", of_formats(DOT_FORMATS, ISAS_BUT_BF16), ids=isa_id)
 def test_the_largest_numbers_do_not_overflow(format: BlockFormat, isa: Isa) -> None:
     """All weights at one end of their range, all activations at 127 or -127."""
     for byte in (0x00, 0x7F, 0x80, 0xFF):
@@ -185,12 +179,9 @@ def two_blocks(format: DotFormat) -> DotFormat:
     )  # fmt: skip
 
 
-@every_of_integers
-@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q8_0"])
-def test_a_block_of_several_parts(name: str, isa: Isa) -> None:
+@pytest.mark.parametrize("format, isa", of_formats([q4_0, q4_1], ISAS_BUT_BF16), ids=isa_id)
+def test_a_block_of_several_parts(format: DotFormat, isa: Isa) -> None:
     """Packed as blocks of 64, the same bytes give the same bits: products and embedding rows."""
-    format = get(name)
-    assert isinstance(format, DotFormat)
     parts = two_blocks(format)
     for make, kernel, seed in (
         (kernel_setups.setup_matmul, matmul(parts, isa), 2),
@@ -204,7 +195,7 @@ def test_a_block_of_several_parts(name: str, isa: Isa) -> None:
         np.testing.assert_array_equal(same_bits(setup.run()), same_bits(expected))
 
 
-@every_format
+@pytest.mark.parametrize("format", KINDS_OF_FORMATS, ids=isa_id)
 def test_heads_with_matrices_of_their_own(format: BlockFormat) -> None:
     for n, n_heads, n_rows in ((1, 1, 1), (3, 16, 64), (2 * TOKEN_BLOCK + 7, 2, 5)):
         kernel_setups.setup_head_matmul(ISAS[0], format, n, n_heads, n_rows).check()

@@ -9,7 +9,7 @@ from gumba.backends.cpu.kernels.moe import WEIGHTS
 from gumba.quants import BlockFormat
 from gumba.simd.isa import Isa
 from support import kernel_setups
-from support.kernel_harness import ISAS, isa_id, same_bits
+from support.kernel_harness import ISAS, KINDS_OF_FORMATS, isa_id, same_bits
 
 ISA = ISAS[0]
 
@@ -69,7 +69,7 @@ def test_entries_of_any_number(n: int, n_experts: int, n_used: int) -> None:
     kernel_setups.setup_merge_experts(ISA, n, n_experts, n_used, weighted=False).check()
 
 
-@pytest.mark.parametrize("format", kernel_setups.ALL_FORMATS, ids=isa_id)
+@pytest.mark.parametrize("format", KINDS_OF_FORMATS, ids=isa_id)
 def test_products_of_every_format(format: BlockFormat) -> None:
     kernel_setups.setup_expert_matmul(ISA, format).check()
 
