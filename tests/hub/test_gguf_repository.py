@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from gumba import store
-from gumba.errors import DownloadError, GumbaError, RequestError, ResourceError, UnsupportedError
+from gumba import GGUFFile, store
+from gumba.errors import ConvertError, DownloadError, GumbaError, RequestError, ResourceError, UnsupportedError
 from gumba.hub.reference import Reference, parse
 from support.local_sites import COMMIT, Hub, serving
 from support.tiny_checkpoints import write_checkpoint
@@ -171,8 +171,21 @@ def test_a_repository_with_both(hub: Hub, tmp_path: Path) -> None:
     assert resolve("ada/tiny:Q8_0").name == "tiny-Q8_0.gguf"
     for path in FILES:
         (hub.folder / path).unlink()
-    with pytest.raises(RequestError, match="the repository has no GGUF file; it is a checkpoint"):
-        resolve("ada/tiny:Q8_0")
+    with pytest.raises(RequestError, match=r"there is no file 'tiny-Q8_0\.gguf'; its GGUF files are none"):
+        resolve("ada/tiny:tiny-Q8_0.gguf")
+
+
+def test_a_checkpoint_is_converted_to_the_type_that_is_named(hub: Hub) -> None:
+    for path in FILES:
+        (hub.folder / path).unlink()
+    write_checkpoint(hub.folder)
+    default, f32 = resolve("ada/tiny"), resolve("ada/tiny:F32")
+    assert f32.parent.name == "converted" and f32 != default
+    with GGUFFile(f32) as file:
+        assert {tensor.type.name for tensor in file.tensors.values()} == {"f32"}
+    assert resolve("ada/tiny:f32") == f32 and resolve("ada/tiny") == default and default.exists()
+    with pytest.raises(ConvertError, match="unknown type 'Q9_0'; known are f32"):
+        resolve("ada/tiny:Q9_0")
 
 
 # ---------------------------------------------------------------------------------------------- what a download meets

@@ -20,17 +20,29 @@ def conversion_of_folder(folder: Path, progress: Progress | None) -> Path:
     """The GGUF file of the Hugging Face folder ``folder``, converted unless an up-to-date conversion is cached."""
     if not (folder / "config.json").is_file():
         raise RequestError(f"{folder}: a folder without config.json; expected a GGUF file or a Hugging Face folder")
-    return _convert(str(folder.resolve()), folder.resolve().name, None, folder, progress)
+    return _convert(str(folder.resolve()), folder.resolve().name, None, folder, progress, CONVERTED_TYPE)
 
 
-def conversion_of_checkpoint(reference: Reference, folder: Path, progress: Progress | None) -> Path:
+def converted_type(reference: Reference) -> str:
+    """The file type that a hub's checkpoint is converted to: the reference's, or CONVERTED_TYPE.
+
+    Raises ConvertError for one that conversion does not know.
+    """
+    from gumba_convert.quantize.recipe import canonical
+
+    return CONVERTED_TYPE if reference.type is None else canonical(reference.type)
+
+
+def conversion_of_checkpoint(reference: Reference, folder: Path, progress: Progress | None, type: str) -> Path:
     """The GGUF file of a hub's checkpoint in the local folder ``folder``, converted unless the conversion is cached."""
     identity = f"{reference}@{reference.revision}" if reference.revision else str(reference)
+    if reference.type is not None:  # beside the conversion to the default type
+        identity += f":{type}"
     title = str(reference).replace("/", "--").replace(":", "--")
-    return _convert(identity, title, reference.repository.rpartition("/")[2], folder, progress)
+    return _convert(identity, title, reference.repository.rpartition("/")[2], folder, progress, type)
 
 
-def _convert(identity: str, title: str, name: str | None, folder: Path, progress: Progress | None) -> Path:
+def _convert(identity: str, title: str, name: str | None, folder: Path, progress: Progress | None, type: str) -> Path:
     """Convert ``folder`` into the cache; the file name contains hashes of ``identity`` and of the folder's state.
 
     ``name`` becomes ``general.name``; None: the checkpoint determines it.
@@ -38,7 +50,7 @@ def _convert(identity: str, title: str, name: str | None, folder: Path, progress
     from gumba_convert import convert
 
     stem = f"{title}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-    target = converted_folder() / f"{stem}-{_state(folder)}.gguf"
+    target = converted_folder() / f"{stem}-{_state(folder, type)}.gguf"
     if not target.is_file():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -46,19 +58,19 @@ def _convert(identity: str, title: str, name: str | None, folder: Path, progress
                 pass
         except OSError as error:
             raise unusable(target.parent, "converted checkpoints", error) from error
-        convert(folder, target, type=CONVERTED_TYPE, name=name, progress=progress)
+        convert(folder, target, type=type, name=name, progress=progress)
         for old in target.parent.glob(f"{glob.escape(stem)}-*.gguf"):
             if old != target:
                 old.unlink(missing_ok=True)
     return target
 
 
-def _state(folder: Path) -> str:
+def _state(folder: Path, type: str) -> str:
     """A hash that changes when a file of the checkpoint, the type or gumba's version changes.
 
     It includes the subfolders of sentence-transformers' modules, such as ``1_Pooling``, and no others.
     """
-    digest = hashlib.sha256(f"{__version__} {CONVERTED_TYPE}".encode())
+    digest = hashlib.sha256(f"{__version__} {type}".encode())
     for file in [*sorted(folder.iterdir()), *sorted(folder.glob("[0-9]_*/*"))]:
         if file.is_file():
             info = file.stat()

