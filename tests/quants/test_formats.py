@@ -202,6 +202,63 @@ def k_block(bits: int) -> tuple[list[int], list[float]]:
     return half(0.25) + half(0.5) + scales + (high if bits == 5 else []) + low, weights
 
 
+#: Signs of 32 groups of 8 weights. Two of each are negative, so the last one's sign may be told by the others.
+SIGNS = [1 << k % 7 | 0x80 for k in range(32)]
+NIBBLES = [2 * i % 16 | (2 * i + 1) % 16 << 4 for i in range(8)]
+
+
+def codebook_block(name: str) -> tuple[list[int], list[float]]:
+    """A block of a codebook's first entry, the last of it the codebook's last, written out by hand; and its weights."""
+
+    def words(size: int, numbers: list[int]) -> list[int]:
+        return list(b"".join(number.to_bytes(size, "little") for number in numbers))
+
+    signs_and_scales = [
+        sum((SIGNS[4 * g + k] & 127) << 7 * k for k in range(4)) | (3 * g + 1) % 16 << 28 for g in range(8)
+    ]
+    if name == "iq2_xxs":
+        block = half(0.25) + words(8, [signs_and_scales[g] << 32 | (255 << 24 if g == 7 else 0) for g in range(8)])
+        scales, first, last = (
+            [0.0625 * (0.5 + (3 * g + 1) % 16) for g in range(8)],
+            [8] * 8,
+            [8, 25, 8, 8, 25, 43, 43, 43],
+        )
+    elif name == "iq2_xs":
+        block = half(0.25) + words(2, [(SIGNS[k] & 127) << 9 | (511 if k == 31 else 0) for k in range(32)]) + NIBBLES
+        scales, first, last = [0.0625 * (0.5 + g) for g in range(16)], [8] * 8, [43] * 8
+    elif name == "iq2_s":
+        block = half(0.25) + [0] * 31 + [255] + SIGNS + [0] * 7 + [0xC0] + NIBBLES
+        scales, first, last = [0.0625 * (0.5 + g) for g in range(16)], [8] * 8, [43] * 8
+    elif name == "iq3_xxs":
+        block = half(0.25) + [0] * 63 + [255] + words(4, signs_and_scales)
+        scales, first, last = [0.125 * (0.5 + (3 * g + 1) % 16) for g in range(8)], [4] * 8, [4, 4, 4, 4, 4, 28, 52, 62]
+    elif name == "iq3_s":
+        block = half(0.25) + [0] * 63 + [255] + [0] * 7 + [0x80] + SIGNS + NIBBLES[:4]
+        scales, first, last = [0.25 * (1 + 2 * g) for g in range(8)], [1] * 8, [1, 1, 1, 1, 1, 1, 15, 15]
+    elif name == "iq1_s":
+        of_groups = [g << 12 | (g % 2) << 15 | (7 << 9 if g == 7 else 0) for g in range(8)]
+        block = half(0.25) + [0] * 31 + [255] + words(2, of_groups)
+        scales, first, last = [0.25 * (1 + 2 * g) for g in range(8)], [-1] * 8, [1] * 8
+    else:
+        h = [k % 2 << 3 for k in range(31)] + [15]
+        bits, scale_bits = 0x3400, [0o3210, 0o7654, 0o3210, 0o7654]  # 0.25; scales 0 to 7, twice
+        block = [0] * 31 + [255] + [h[i] | h[i + 1] << 4 for i in range(0, 32, 2)]
+        block += words(2, [of_64 | (bits >> 4 * i & 15) << 12 for i, of_64 in enumerate(scale_bits)])
+        scales, first, last = [0.25 * (1 + 2 * (g % 8)) for g in range(16)], [-1] * 8, [1] * 8
+    weights = []
+    for i in range(256):
+        k, within = divmod(i, 8)
+        number = float((last if k == 31 else first)[within])
+        if name == "iq1_s":
+            number += -0.125 if k // 4 % 2 else 0.125
+        elif name == "iq1_m":
+            number += -0.125 if k % 2 else 0.125
+        elif SIGNS[k] >> within & 1:
+            number = -number
+        weights.append(scales[i * len(scales) // 256] * number)
+    return block, weights
+
+
 MXFP4_VALUES = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
 
 HAND_WRITTEN = [
@@ -262,6 +319,12 @@ def test_a_hand_written_block_of_parts(format, bits):
     block, weights = k_block(bits)
     np.testing.assert_array_equal(format.dequantize(np.array(block, np.uint8)), np.array(weights, np.float32))
     np.testing.assert_array_equal(format.dequantize(format.quantize(np.array(weights, np.float32))), weights)
+
+
+@pytest.mark.parametrize("name", ["iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"])
+def test_a_hand_written_block_of_codebook_entries_reads(name):
+    block, weights = codebook_block(name)
+    np.testing.assert_array_equal(quants.dequantize(name, np.array(block, np.uint8)), np.array(weights, np.float32))
 
 
 def test_a_hand_written_q6_k_block_reads():

@@ -252,3 +252,36 @@ if TILED:
 def test_lanes_and_tiles_fit_the_kernels(isa: Isa) -> None:
     assert isa.lanes in (4, 8, 16)
     assert isa.tiles[-1] == 1 and sorted(isa.tiles, reverse=True) == list(isa.tiles)
+
+
+@every
+def test_tables(isa: Isa) -> None:
+    """Bytes of a table of 16, and words of one that is part of the code: every entry, in every lane."""
+    n, words = isa.lanes, [(i * 2654435761) % 2**32 for i in range(300)]
+    entries = [(37 * i) % 256 - (128 if i % 2 else 0) for i in range(16)]
+
+    @simd_function("void(i8, i8, i8)")
+    def look_up(s: Simd, index: Value, out: Value, vectors: Value) -> None:
+        with s.loop(vectors) as i:
+            s.store(out + i * (4 * n), isa.lookup(s, entries, s.load(index + i * (4 * n), I8, 4 * n)))
+
+    @simd_function("void(i8, i8, i8)")
+    def gather(s: Simd, index: Value, out: Value, vectors: Value) -> None:
+        with s.loop(vectors) as i:
+            s.store(out + i * (4 * n), isa.gather(s, s.table("words", words), s.load(index + i * (4 * n), I32, n)))
+
+    @in_memory
+    def read(index, out, vectors, which):  # type: ignore[no-untyped-def]
+        if which == 0:
+            look_up(index, out, vectors)
+        else:
+            gather(index, out, vectors)
+
+    codes = np.random.default_rng(0).permutation(np.tile(np.arange(16, dtype=np.uint8), 4 * n))
+    out = np.zeros(len(codes), np.uint8)
+    read(codes.ctypes.data, out.ctypes.data, len(codes) // (4 * n), 0)
+    np.testing.assert_array_equal(out, np.array(entries).astype(np.uint8)[codes])
+    places = np.random.default_rng(1).permutation(np.tile(np.arange(300, dtype=np.int32), n))
+    found = np.zeros(len(places), np.uint32)
+    read(places.ctypes.data, found.ctypes.data, len(places) // n, 1)
+    np.testing.assert_array_equal(found, np.array(words, np.uint32)[places])

@@ -200,7 +200,15 @@ def random_rows(format: BlockFormat, n_rows: int, columns: int, rng: np.random.G
             blocks[name] = rng.integers(0, 127, blocks[name].shape)
         elif name == "e":  # a power of two
             blocks[name] = rng.integers(120, 126, blocks[name].shape)
+    if format.name == "iq1_m":
+        set_iq1_m_scales(blocks, rng.standard_normal(blocks.shape) * 0.01)
     return raw
+
+
+def set_iq1_m_scales(blocks: np.ndarray, d: np.ndarray | float) -> None:
+    """Give blocks of IQ1_M these scales: 4 bits in the top of each of four 16-bit words."""
+    bits = np.broadcast_to(np.asarray(d, np.float16), blocks.shape).view(np.uint16)[..., None]
+    blocks["scales"] = blocks["scales"] & 0x0FFF | bits >> np.array([0, 4, 8, 12], np.uint16) << 12
 
 
 def packed(format: BlockFormat, raw: np.ndarray, columns: int, isa: Isa) -> PackedMatrix:

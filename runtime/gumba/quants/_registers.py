@@ -70,6 +70,11 @@ def two_bits(s: Simd, isa: Isa, address: Value, part: int, place: int = 0) -> li
     return [shift(word, part % 4 * 2 - place) & 3 << place for word in words]
 
 
+def moved(value: Value, bit: int, to: int) -> Value:
+    """Each lane shifted so that its ``bit`` becomes bit ``to``; a mask must remove the bits around."""
+    return value >> (bit - to) if bit >= to else value << (to - bit)
+
+
 def nibbles(s: Simd, isa: Isa, address: Value) -> list[Value]:
     """8 registers from 16 bytes per lane: first the low halves of the bytes (columns 0..15), then the high ones."""
     packed = bytes_at(s, isa, address, 4)
@@ -86,7 +91,10 @@ class WeightTable(NamedTuple):
 
     def block(self, s: Simd, isa: Isa, codes: list[Value], scale: Value | tuple[Value, Value]) -> BlockRegisters:
         """The block whose weights the bytes of ``codes`` (0..15) name."""
-        weights = [isa.lookup(s, self.entries, code) for code in codes]
+        return self.read([isa.lookup(s, self.entries, code) for code in codes], scale)
+
+    def read(self, weights: list[Value], scale: Value | tuple[Value, Value]) -> BlockRegisters:
+        """The block of ``weights`` that were looked up."""
         return BlockRegisters(weights, scale, self.w_max, self.offset, self.signed)
 
 

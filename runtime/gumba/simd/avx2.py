@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from llvmlite import ir
 
 from gumba.simd.isa import Isa
-from gumba.simd.value import I16, I32, Simd, Value, vector
+from gumba.simd.value import I8, I16, I32, Simd, Value, vector
 
 
 def dot(s: Simd, start: Value, weights: Sequence[Value], acts: Sequence[Value], w_max: int) -> Value:
@@ -37,6 +37,13 @@ def shuffle_bytes(s: Simd, table: Value, index: Value) -> Value:
     return s.call("llvm.x86.avx2.pshuf.b", index.type, table, index)
 
 
+def gather_words(s: Simd, table: Value, index: Value) -> Value:
+    """``vpgatherdd``."""
+    everywhere = s.constant(-1, I32, index.lanes)
+    four = s.constant(4, I8)
+    return s.call("llvm.x86.avx2.gather.d.d.256", index.type, index, s.pointer(table), index, everywhere, four)
+
+
 ISA = Isa(
     name="avx2",
     lanes=8,
@@ -47,4 +54,5 @@ ISA = Isa(
     has_f16=True,
     tiles=(8, 4, 2, 1),
     shuffle_bytes=shuffle_bytes,
+    gather_words=gather_words,
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llvmlite import ir
+
 from gumba.simd.isa import Isa
-from gumba.simd.value import Simd, Value
+from gumba.simd.value import I32, Simd, Value
 
 
 def dot(s: Simd, start: Value, weights: Sequence[Value], acts: Sequence[Value], w_max: int) -> Value:
@@ -19,6 +21,13 @@ def shuffle_bytes(s: Simd, table: Value, index: Value) -> Value:
     return s.call("llvm.x86.avx512.pshuf.b.512", index.type, table, index)
 
 
+def gather_words(s: Simd, table: Value, index: Value) -> Value:
+    """``vpgatherdd``."""
+    everywhere = s.constant(1, ir.IntType(1), index.lanes)
+    four = s.constant(4, I32)
+    return s.call("llvm.x86.avx512.mask.gather.dpi.512", index.type, index, s.pointer(table), index, everywhere, four)
+
+
 ISA = Isa(
     name="avx512_vnni",
     lanes=16,
@@ -29,4 +38,5 @@ ISA = Isa(
     has_f16=True,
     tiles=(8, 4, 2, 1),
     shuffle_bytes=shuffle_bytes,
+    gather_words=gather_words,
 )

@@ -25,4 +25,5 @@ ISA = Isa(
     has_f16=True,
     tiles=(8, 4, 2, 1),
     shuffle_bytes=avx2.shuffle_bytes,
+    gather_words=avx2.gather_words,
 )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gumba.simd import fma
-from gumba.simd.value import F16, F32, I8, I16, I32, Simd, Value
+from gumba.simd.value import F16, F32, I8, I16, I32, I64, Simd, Value
 
 #: dot(s, start, weights, acts, w_max): w_max bounds the weights' absolute value.
 Dot = Callable[[Simd, Value, Sequence[Value], Sequence[Value], int], Value]
@@ -33,8 +33,8 @@ class Isa:
     ``dot_tile``: the dot products of a whole tile of tokens with the same weights, where that is faster than one by one.
     ``dot_bf16``, ``round_bf16``: what ``pair_dot`` and ``to_bf16`` do, where there are instructions for it.
     ``shuffle_bytes``: shuffle_bytes(s, table, index): in each 16 bytes, the byte of ``table`` that each byte 0..15 of ``index``
-    names. ``portable``: the set to use instead of this one where an answer must have the same bits on every processor; None: this
-    one.
+    names. ``gather_words``: what ``gather`` does, where there is an instruction for it. ``portable``: the set to use instead of
+    this one where an answer must have the same bits on every processor; None: this one.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Isa:
     dot_bf16: Callable[[Simd, Value, Value, Value], Value] | None = None
     round_bf16: Callable[[Simd, Value], Value] | None = None
     shuffle_bytes: Callable[[Simd, Value, Value], Value] | None = None
+    gather_words: Callable[[Simd, Value, Value], Value] | None = None
     portable: Isa | None = None
 
     def lookup(self, s: Simd, table: Sequence[int], index: Value) -> Value:
@@ -60,6 +61,13 @@ class Isa:
             is_set = (index & 1 << bit).compare("!=", 0)
             values = [s.select(is_set, odd, even) for even, odd in zip(values[::2], values[1::2])]
         return values[0]
+
+    def gather(self, s: Simd, table: Value, index: Value) -> Value:
+        """The 32-bit words at address ``table`` that the lanes of ``index`` (int32, a register) name."""
+        if self.gather_words is not None:
+            return self.gather_words(s, table, index)
+        places = [s.lane(index, lane).unsigned_to(I64) for lane in range(index.lanes)]
+        return s.from_lanes([s.load(table + (place << 2), I32) for place in places])
 
     def multiply_add(self, s: Simd, a: Value, x: Value, acc: Value) -> Value:
         """``a * x + acc`` in float32 with one rounding (``gumba.simd.fma``)."""

@@ -181,16 +181,27 @@ class Simd:
         value.align = 1
         return Value(self.b, value)
 
+    def table(self, name: str, words: Sequence[int]) -> Value:
+        """The address of constant 32-bit ``words``, which become part of the code under ``name``."""
+        table = self.b.module.globals.get(name)
+        if table is None:
+            kind = ir.ArrayType(I32, len(words))
+            table = ir.GlobalVariable(self.b.module, kind, name)
+            table.linkage, table.global_constant, table.unnamed_addr, table.align = "internal", True, True, 64
+            table.initializer = ir.Constant(kind, list(words))
+        return Value(self.b, self.b.ptrtoint(table, I64))
+
     def store(self, address: Value, value: Value) -> None:
         self.b.store(value.ir, self.b.inttoptr(address.ir, value.type.as_pointer())).align = 1
 
     def prefetch(self, address: Value) -> None:
         """Prefetch the cache line at ``address``, which need not exist: nothing waits for it."""
-        pointer = self.b.inttoptr(address.ir, I8.as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-        function = _declared(self.b, kind, "llvm.prefetch.p0")
-        read, keep, data = (ir.Constant(I32, n) for n in (0, 3, 1))
-        self.b.call(function, [pointer, read, keep, data])
+        read, keep, data = (self.constant(n, I32) for n in (0, 3, 1))
+        self.call("llvm.prefetch.p0", ir.VoidType(), self.pointer(address), read, keep, data)
+
+    def pointer(self, address: Value) -> Value:
+        """An address as what LLVM's intrinsics take."""
+        return Value(self.b, self.b.inttoptr(address.ir, I8.as_pointer()))
 
     def splat(self, value: Value, lanes: int) -> Value:
         """A scalar in every lane."""
@@ -217,6 +228,13 @@ class Simd:
         half = a.lanes // 2
         picks = [side * a.lanes + half * high + i for i in range(half) for side in (0, 1)]
         return Value(self.b, self.b.shuffle_vector(a.ir, b.ir, ir.Constant(vector(I32, a.lanes), picks)))
+
+    def from_lanes(self, lanes: Sequence[Value]) -> Value:
+        """A vector of these scalars."""
+        result = ir.Constant(vector(lanes[0].type, len(lanes)), ir.Undefined)
+        for i, lane in enumerate(lanes):
+            result = self.b.insert_element(result, lane.ir, ir.Constant(I32, i))
+        return Value(self.b, result)
 
     def lane(self, value: Value, index: int) -> Value:
         return Value(self.b, self.b.extract_element(value.ir, ir.Constant(I32, index)))

@@ -30,6 +30,7 @@ from support.kernel_harness import (
     rng_of,
     rows,
     same_bits,
+    set_iq1_m_scales,
 )
 
 every = pytest.mark.parametrize("isa", ISAS, ids=isa_id)
@@ -130,6 +131,8 @@ def extremes(format: BlockFormat, isa: Isa, byte: int, sign: int) -> Setup:
             blocks[name] = 0.5
     if "e" in format.dtype.names:
         blocks["e"] = 127
+    if format.name == "iq1_m":
+        set_iq1_m_scales(blocks, 0.5)
     raw = blocks.view(np.uint8)
     x = np.full((5, columns), sign * 127, np.float32)
     held = kernel_oracles.quantize_q8(x)
