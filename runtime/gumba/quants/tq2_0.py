@@ -106,6 +106,5 @@ FORMAT = DotFormat(
     loops=loops,
     pack_fields=(PackField(0, 4, 16), PackField(64, 2, 1)),  # the codes in words of 16, d
     packed_block_size=256,
-    expand=True,
     unpack=unpack,
 )
