@@ -71,6 +71,10 @@ def test_known_but_not_on_this_processor(monkeypatch: pytest.MonkeyPatch) -> Non
         (("sse3", "ssse3", "sse4.1", "sse4.2", "avx"), ["generic"]),
         (("avx2", "fma", "f16c", "avxvnni"), ["avx_vnni", "avx2", "generic"]),
         (("avx2", "fma", "f16c", "avx512vnni", "avx512bw", "avx512vl"), ["avx512_vnni", "avx_vnni", "avx2", "generic"]),
+        (
+            ("avx2", "fma", "f16c", "avx512vnni", "avx512bw", "avx512vl", "amx-tile", "amx-int8"),
+            ["avx512_amx", "avx512_vnni", "avx_vnni", "avx2", "generic"],
+        ),
         (("avx2", "fma", "f16c", "avx512bw", "avx512vl"), ["avx2", "generic"]),
     ],
 )
@@ -105,6 +109,15 @@ def test_features_follow_what_numba_compiles_for(processor: Callable[..., frozen
     assert processor("x86_64", "znver4", told, CPU_NAME="generic", CPU_FEATURES="") == set()
     assert processor("x86_64", "znver4", told, CPU_NAME="haswell") == processor("x86_64", "znver4", told)
     assert processor("x86_64", "znver4", told, ENABLE_AVX=0) == {"sse4.1", "fma", "f16c"}
+
+
+@pytest.mark.parametrize("granted", [False, True])
+def test_tiles_are_the_systems_to_give(
+    granted: bool, processor: Callable[..., frozenset[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gumba.simd.processor.request_tiles", lambda: granted)
+    found = processor("x86_64", "sapphirerapids", "avx2 amx-tile amx-int8")
+    assert found == ({"avx2", "amx-int8", "amx-tile"} if granted else {"avx2", "amx-int8"})
 
 
 def test_features_of_arm(processor: Callable[..., frozenset[str]]) -> None:

@@ -9,7 +9,7 @@ import functools
 import os
 
 from gumba.errors import EngineError
-from gumba.simd import avx2, avx512_bf16, avx512_vnni, avx_vnni, generic, neon, neon_base, neon_i8mm
+from gumba.simd import avx2, avx512_amx, avx512_bf16, avx512_vnni, avx_vnni, generic, neon, neon_base, neon_i8mm
 from gumba.simd.isa import Isa
 from gumba.simd.processor import features
 
@@ -17,6 +17,7 @@ from gumba.simd.processor import features
 _SETS = {
     isa.name: isa
     for isa in (
+        avx512_amx.ISA,
         avx512_bf16.ISA,
         avx512_vnni.ISA,
         avx_vnni.ISA,

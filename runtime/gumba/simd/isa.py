@@ -22,6 +22,21 @@ DotTile = Callable[[Simd, Sequence[Value], Sequence[Value], Sequence[Value], int
 
 
 @dataclass(frozen=True)
+class MatrixUnit:
+    """A unit that multiplies ``tokens`` tokens by a group of rows at once, from memory to memory.
+
+    ``begin(s)``, ``end(s)``: before and after its use. ``dot(s, weights, acts, acts_stride, out, turn)``: the integer products of
+    8 registers of signed bytes at ``weights`` with 32 signed bytes of every token, ``acts_stride`` bytes apart; ``out``: int32
+    [tokens, lanes]; ``turn``: 0 or 1, of two products that are under way at once.
+    """
+
+    tokens: int
+    begin: Callable[[Simd], None]
+    end: Callable[[Simd], None]
+    dot: Callable[[Simd, Value, Value, Value, Value, int], None]
+
+
+@dataclass(frozen=True)
 class Isa:
     """One instruction set.
 
@@ -33,8 +48,9 @@ class Isa:
     ``dot_tile``: the dot products of a whole tile of tokens with the same weights, where that is faster than one by one.
     ``dot_bf16``, ``round_bf16``: what ``pair_dot`` and ``to_bf16`` do, where there are instructions for it.
     ``shuffle_bytes``: shuffle_bytes(s, table, index): in each 16 bytes, the byte of ``table`` that each byte 0..15 of ``index``
-    names. ``gather_words``: what ``gather`` does, where there is an instruction for it. ``portable``: the set to use instead of
-    this one where an answer must have the same bits on every processor; None: this one.
+    names. ``gather_words``: what ``gather`` does, where there is an instruction for it. ``matrix_unit``: a unit for tiles of as
+    many tokens as the first of ``tiles``, where there is one. ``portable``: the set to use instead of this one where an answer
+    must have the same bits on every processor; None: this one.
     """
 
     name: str
@@ -50,6 +66,7 @@ class Isa:
     round_bf16: Callable[[Simd, Value], Value] | None = None
     shuffle_bytes: Callable[[Simd, Value, Value], Value] | None = None
     gather_words: Callable[[Simd, Value, Value], Value] | None = None
+    matrix_unit: MatrixUnit | None = None
     portable: Isa | None = None
 
     def lookup(self, s: Simd, table: Sequence[int], index: Value) -> Value:

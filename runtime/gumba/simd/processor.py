@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import platform
+import sys
 
 from gumba.jit.object_file import compiler_settings
+
+#: Of Linux: the system call arch_prctl, its code to request the use of a processor state, the number of the tiles' state.
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
+
+
+@functools.cache
+def request_tiles() -> bool:
+    """Ask Linux for the tiles, for all threads of this process; whether it has them."""
+    if not sys.platform.startswith("linux"):
+        return False
+    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
 
 
 def _machine() -> str:
@@ -33,6 +46,8 @@ def features() -> frozenset[str]:
         name = settings["CPU_NAME"] or llvm.get_host_cpu_name()
         if name.startswith("apple-m"):
             have |= {"dotprod"} if name == "apple-m1" else {"dotprod", "i8mm"}
+    if "amx-tile" in have and not request_tiles():
+        have.discard("amx-tile")
     if _machine() in ("aarch64", "arm64"):
         have.add("neon")
     return frozenset(have)

@@ -172,6 +172,13 @@ class Simd:
     def zero(self, element: ir.Type, lanes: int = 1) -> Value:
         return self.constant(0.0 if isinstance(element, _FLOATS) else 0, element, lanes)
 
+    def memory(self, n_bytes: int) -> Value:
+        """Address of ``n_bytes`` on the stack, 64-byte aligned."""
+        with self.b.goto_entry_block():
+            memory = self.b.alloca(ir.ArrayType(I8, n_bytes))
+        memory.align = 64
+        return Value(self.b, self.b.ptrtoint(memory, I64))
+
     def variable(self, initial: Value) -> Variable:
         return Variable(self.b, initial)
 

@@ -52,9 +52,10 @@ def test_formats_of_both_kinds_are_here() -> None:
 )
 def test_every_format_on_every_instruction_set(format: BlockFormat, isa: Isa) -> None:
     """37 rows are no multiple of any number of lanes; weights are random bits."""
-    many = kernel_setups.setup_matmul(isa, format, n=20).check()
-    for n in range(1, 21):
-        setup = kernel_setups.setup_matmul(isa, format, n=20)
+    most = 20 if isa.matrix_unit is None else 2 * isa.matrix_unit.tokens + 5
+    many = kernel_setups.setup_matmul(isa, format, n=most).check()
+    for n in (*range(1, 21), most):
+        setup = kernel_setups.setup_matmul(isa, format, n=most)
         got = setup.run(batch=Batch(n))
         np.testing.assert_array_equal(same_bits(got[:n]), same_bits(many[:n]), err_msg=f"{n} tokens")
         assert np.isnan(got[n:]).all(), "rows past the last token are not touched"

@@ -2,7 +2,9 @@
 
 Codebooks, ternary digits and bits in several fields take longer to unpack than to multiply. Where many tokens meet a group
 of rows, its blocks are unpacked once, ``EXPANDED_BLOCKS`` at a time, and the tiles of tokens load the registers from memory: for
-each 32 columns 8 registers of bytes, then scales and minimums. The numbers are the same, so the products have the same bits.
+each 32 columns 8 registers of bytes, then scales and minimums. The numbers are the same, so the products have the same bits. A
+matrix unit (``gumba.simd.isa.MatrixUnit``) reads weights from memory only: with one, blocks of every format with one scale are
+expanded.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ EXPANDED_BLOCKS = 32
 
 @dataclass(frozen=True)
 class ExpandedLayout:
-    """How the expanded blocks of a format lie in memory, and what is the same in all of them."""
+    """How the expanded blocks of a format lie in memory, and what is the same in all of them.
+
+    ``centred``: bytes lie there less their offset, signed, as a matrix unit wants them.
+    """
 
     lanes: int
     n_scales: int
@@ -32,6 +37,7 @@ class ExpandedLayout:
     w_max: int
     offset: int
     signed: bool
+    centred: bool
 
     @property
     def block_bytes(self) -> int:
@@ -40,7 +46,8 @@ class ExpandedLayout:
 
     def store(self, s: Simd, block: BlockRegisters, address: Value) -> None:
         """Write one block to ``address``."""
-        for i, register in enumerate([*block.weights, *block.scales, *block.minimums]):
+        weights = [register - block.offset for register in block.weights] if self.centred else block.weights
+        for i, register in enumerate([*weights, *block.scales, *block.minimums]):
             s.store(address + 4 * self.lanes * i, register)
 
     def load(self, s: Simd, address: Value) -> BlockRegisters:
@@ -48,9 +55,12 @@ class ExpandedLayout:
         size = 4 * self.lanes
         weights = [s.load(address + size * i, I8, size) for i in range(8)]
         numbers = [s.load(address + size * (8 + i), F32, self.lanes) for i in range(self.n_scales + self.n_minimums)]
+        offset, signed = self.offset, self.signed
+        if self.centred:  # for the set's products of unsigned weights
+            weights, offset, signed = [register ^ -128 for register in weights], 128, False
         scales, minimums = numbers[: self.n_scales], numbers[self.n_scales :]
         return BlockRegisters(
-            weights, _one_or_pair(scales), self.w_max, self.offset, self.signed, _one_or_pair(minimums) if minimums else None
+            weights, _one_or_pair(scales), self.w_max, offset, signed, _one_or_pair(minimums) if minimums else None
         )  # fmt: skip
 
 
@@ -63,7 +73,9 @@ def expanded_layout(format: DotFormat, isa: Isa) -> ExpandedLayout:
     function = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), [I64]), "unpack")
     s = Simd(ir.IRBuilder(function.append_basic_block()))
     block = next(format.unpack(s, isa, Value(s.b, function.args[0])))
-    return ExpandedLayout(isa.lanes, len(block.scales), len(block.minimums), block.w_max, block.offset, block.signed)
+    centred = isa.matrix_unit is not None and len(block.scales) == 1 and block.w_max - block.offset < 128
+    n_minimums = len(block.minimums)
+    return ExpandedLayout(isa.lanes, len(block.scales), n_minimums, block.w_max, block.offset, block.signed, centred)
 
 
 def expand_blocks(format: DotFormat, isa: Isa, layout: ExpandedLayout) -> Any:
