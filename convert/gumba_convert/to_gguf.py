@@ -64,7 +64,7 @@ def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    type: str = "q8_0",
+    type: str = "q6_k",
     pure: bool = False,
     progress: Progress | None = None,
     n_threads: int | None = None,

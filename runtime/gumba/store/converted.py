@@ -13,7 +13,8 @@ from gumba.hub.reference import Reference
 from gumba.store.folders import converted_folder, unusable
 from gumba.store.wheel import Progress
 
-CONVERTED_TYPE = "q8_0"
+#: Measured in docs/commands.md, "Types of converted files".
+CONVERTED_TYPE = "q6_k"
 
 
 def conversion_of_folder(folder: Path, progress: Progress | None) -> Path:
