@@ -185,8 +185,12 @@ def _expanded_tile(layout: ExpandedLayout, isa: Isa, tokens: int) -> Any:
     return tile
 
 
+@functools.cache
 def _tiles(format: BlockFormat, isa: Isa, tokens: int) -> Any:
-    """A compiled loop that takes ``tokens`` tokens at a time, for one group of rows; returns the first token left over."""
+    """A compiled loop that takes ``tokens`` tokens at a time, for one group of rows; returns the first token left over.
+
+    One function for each size: where an instruction set has tiles of one size twice, they share their code.
+    """
     tile = _float_tile(format, isa, tokens) if isinstance(format, FloatFormat) else _dot_tile(format, isa, tokens)
 
     @inline
@@ -200,6 +204,7 @@ def _tiles(format: BlockFormat, isa: Isa, tokens: int) -> Any:
     return loop
 
 
+@functools.cache
 def _expanded_tiles(layout: ExpandedLayout, isa: Isa, tokens: int) -> Any:
     """As ``_tiles``, of expanded blocks."""
     unit = isa.matrix_unit
