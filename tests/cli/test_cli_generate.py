@@ -556,10 +556,13 @@ def test_perplexity_of_too_little(gumba: Callable, tiny: Path, tmp_path: Path) -
 
 @pytest.mark.model
 def test_perplexity_of_a_real_model_is_llama_cpps(gumba: Callable, real_model: Path) -> None:
-    """tools/llama_peer.py perplexity, on this repository's LICENSE."""
+    """tools/llama_peer.py perplexity, on this repository's LICENSE: 17.65 with float16 pages, 17.74 with bfloat16's.
+
+    (The text is short: the two differ by less than the perplexity's own statistical error.)
+    """
     licence = Path(__file__).parents[2] / "LICENSE"
     found = json.loads(gumba("perplexity", real_model, licence, "--ctx", 256, "--json").out)
-    assert found["perplexity"] == pytest.approx(17.7438, rel=0.005)
+    assert found["perplexity"] == pytest.approx(17.7438, rel=0.0075)
 
 
 def test_advanced_sampling_options(gumba: Callable, tiny: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Weights that are not finite, in every type that the converter writes: generation ends with a clear error."""
+"""Weights that are not finite, or too large to compute with: loading or generation ends with a clear error."""
 
 from __future__ import annotations
 
@@ -32,6 +32,20 @@ def test_a_damaged_weight_or_scale(tmp_path: Path, type: str) -> None:
     with out.open("r+b") as damaged:
         damaged.seek(at)
         damaged.write(BAD[type])
+    with pytest.raises(ModelError, match=r"blk\.0\.ffn_down\.weight"):
+        LLM(out)
+
+
+def test_weights_whose_products_overflow(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "hf")
+    out = tmp_path / "out.gguf"
+    convert(tmp_path / "hf", out, type="f32", pure=True)
+    with GGUFFile(out) as file:
+        tensor = file.tensors["blk.0.ffn_down.weight"]
+        at, n_bytes = tensor.offset, tensor.n_bytes
+    with out.open("r+b") as damaged:
+        damaged.seek(at)
+        damaged.write(np.full(n_bytes // 4, 3e38, np.float32).tobytes())
     with LLM(out) as llm:
         for _ in range(2):  # the engine lives on
             with pytest.raises(ModelError, match=r"logit of token 0 is .*, expected a finite number"):

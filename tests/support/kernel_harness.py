@@ -54,8 +54,10 @@ def isas_with(read: Iterable[str]) -> list[Isa]:
 ISAS_BUT_BF16 = isas_with(
     {field.name for field in fields(Isa)} - {"name", "needs", "portable", "dot_bf16", "round_bf16"}
 )
-#: Of kernels that call the same code as the plain product: formats whose products differ in form (plain numbers, a minimum,
-#: parts with scales and minimums of their own, halves with scales of their own). The others are for ``pytest -m isas``.
+#: Formats whose products differ in form: plain numbers, an offset, a minimum, parts with scales and minimums of their own, halves
+#: with scales of their own, signed bytes, a table, a codebook.
+FORMS = ("f32", "f16", "q4_0", "q4_1", "q4_k", "q6_k", "q8_0", "iq4_nl", "iq2_xs")
+#: Of kernels that call the same code as the plain product: some of these. The others are for ``pytest -m isas``.
 KINDS_OF_FORMATS = [
     format if format.name in ("f32", "q4_1", "q4_k", "q6_k") else pytest.param(format, marks=pytest.mark.isas)
     for format in FORMATS.values()
@@ -63,12 +65,15 @@ KINDS_OF_FORMATS = [
 
 
 def of_formats(formats: Iterable[BlockFormat], isas: Sequence[Isa]) -> list[Any]:
-    """Parameters (format, instruction set). Sets between the best and the generic one are for ``pytest -m isas``.
-
-    A product takes seconds to compile. One format, Q4_1, is tested on all sets in every run.
+    """Parameters (format, instruction set). Sets but the best one are for ``pytest -m isas``, since a product takes seconds to
+    compile; every run tests one format, Q4_1, on all sets, and one of each form on the generic set.
     """
+
+    def always(format: BlockFormat, isa: Isa) -> bool:
+        return isa is isas[0] or format.name == "q4_1" or (isa is GENERIC and format.name in FORMS)
+
     return [
-        pytest.param(format, isa, marks=() if isa in (isas[0], GENERIC) or format.name == "q4_1" else pytest.mark.isas)
+        pytest.param(format, isa, marks=() if always(format, isa) else pytest.mark.isas)
         for format in formats
         for isa in isas
     ]

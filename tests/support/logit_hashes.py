@@ -6,17 +6,17 @@ default type of KV cache or another. Its hash is the SHA-256 of every bit that t
 compiled without fast-math, and neither the instruction set nor the number of threads nor the version of the compiler changes a
 bit. Only a set with a portable one beside it (``Isa.portable``) has hashes of its own, for models loaded without ``portable``.
 
-    cd tests && python -m support.logit_hashes --missing
+    cd tests && PYTHONPATH=../tools python -m support.logit_hashes --missing
 
 records the cases that have no hash yet, of a new architecture for example: the portable ones with this machine's best set, and
 those of the sets of this machine that have hashes of their own.
 
-    cd tests && python -m support.logit_hashes [NAME ...]
+    cd tests && PYTHONPATH=../tools python -m support.logit_hashes [NAME ...]
 
 records all hashes anew, or only those named: "portable", or a set. The others stay. Only for a change that is meant to change
 results: say so in its commit. With names of golden files among the arguments,
 
-    cd tests && python -m support.logit_hashes arch_llama4
+    cd tests && PYTHONPATH=../tools python -m support.logit_hashes arch_llama4
 
 it records the hashes of these alone.
 """
@@ -41,7 +41,7 @@ from gumba.backends.cpu.kv_pages import PAGE_FORMATS
 from gumba.runner.load import Chunk, Model
 from gumba.simd import detect
 from support.arch_models import rewritten
-from support.tiny_models import DATA, load, write_model
+from support.tiny_models import DATA, TYPES, load, write_model
 
 RECORDING = DATA / "logit_hashes.json"
 #: What the hashes are called in the recording that hold on every instruction set.
@@ -63,10 +63,6 @@ REWRITTEN = {
     "arch_t5": ("Q8_0", "Q4_0"),
     "arch_bert": ("Q8_0", "Q4_0"),
 }
-
-
-#: Block formats of the tiny model.
-TINY = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q6_K")
 
 
 class Case(NamedTuple):
@@ -97,7 +93,7 @@ class Case(NamedTuple):
 CASES = [
     *(Case(source) for source in FILES),
     *(Case(source, kind) for source, kinds in REWRITTEN.items() for kind in kinds),
-    *(Case("tiny", kind) for kind in TINY),
+    *(Case("tiny", kind) for kind in TYPES),
     *(Case("tiny", "Q4_0", kv_type) for kv_type in PAGE_FORMATS),
 ]
 

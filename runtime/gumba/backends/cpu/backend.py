@@ -30,6 +30,7 @@ from gumba.backends.cpu.runner import CPURunner
 from gumba.backends.cpu.state_slots import CPUStateSlots, slot_bytes
 from gumba.errors import RequestError
 from gumba.quants import FORMATS
+from gumba.quants._finite import first_not_finite
 from gumba.simd import detect
 
 
@@ -129,7 +130,8 @@ class CPUBackend:
 
     def step_functions(self) -> list[base.Function]:
         """The functions that loading and running any model needs."""
-        return [interleave, executor.run_step, executor.stop_team, executor.help_team, batch.gather]
+        step = executor.run_step, executor.stop_team, executor.help_team, batch.gather
+        return [interleave, first_not_finite, *step]
 
     def llama_functions(self) -> list[base.Function]:
         """The kernels that Llama-like models and their profiles need, in every block format and KV format."""
