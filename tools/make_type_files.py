@@ -23,7 +23,7 @@ import numpy as np
 
 from engines import peer
 
-#: By block format: llama.cpp's name of the type of a file that is nothing else.
+#: By block format: llama.cpp's name of the file type in which every matrix has this format.
 FILE_TYPES = {
     "q4_0": "q4_0", "q4_1": "q4_1", "q5_0": "q5_0", "q5_1": "q5_1", "q8_0": "q8_0", "q2_k": "q2_k", "q3_k": "q3_k_s",
     "q4_k": "q4_k_s", "q5_k": "q5_k_s", "q6_k": "q6_k", "iq4_nl": "iq4_nl", "iq4_xs": "iq4_xs", "iq3_s": "iq3_s",

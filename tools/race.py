@@ -48,7 +48,7 @@ from engines import (
     embed,
     gumba,
     peer,
-)  # fmt: skip
+)
 
 ROOT = Path(__file__).parent.parent
 #: The context whose memory is measured: filled but for one token, for which llama.cpp would take another page.
@@ -61,9 +61,7 @@ class Target:
 
     of_llama: float | None = None  # times llama.cpp's figure
     above_openvino: bool = False
-    of_onnx: float | None = (
-        None  # times faster than onnxruntime in float32, and faster than with dynamically quantized weights
-    )
+    of_onnx: float | None = None  # times faster than onnxruntime in float32, and faster than its int8
     at_least: float | None = None
     at_most: float | None = None
 

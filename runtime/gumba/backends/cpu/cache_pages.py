@@ -109,9 +109,8 @@ class CPUCachePages:
             first = layouts[at]
             alike, layer = 1, first.n_kv_heads * (first.k_head + first.v_head)
             while at + alike < len(layouts) and _shape(layouts[at + alike]) == _shape(first):
-                if (
-                    layouts[at + alike].pages != first.pages + alike * layer
-                ):  # a layer of the other pool, or of another shape, is between them
+                # A layer of the other pool, or of another shape, may lie between them.
+                if layouts[at + alike].pages != first.pages + alike * layer:
                     break
                 alike += 1
             start = first.pages - int(self._memory.ctypes.data)
