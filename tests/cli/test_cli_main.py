@@ -179,7 +179,9 @@ def test_ctrl_c_is_130_without_a_traceback(gumba: Callable, monkeypatch: pytest.
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
-@pytest.mark.parametrize("module", ["argparse", "gumba.cli.batch", "gumba.llm.llm", "gumba.models.registry"])
+@pytest.mark.parametrize(
+    "module", ["argparse", "gumba.cli.batch", "gumba.llm.llm", "gumba.models.registry", "gumba.models.llama"]
+)
 def test_ctrl_c_during_an_import_that_raises_another_error(
     gumba_process: Callable, tiny: Path, tmp_path: Path, module: str
 ) -> None:

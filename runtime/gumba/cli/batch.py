@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gumba._version import __version__
 from gumba.cli.batch_file import Job, Lines, Results
+from gumba.cli.interrupts import Interruptible
 from gumba.cli.open_model import compile_seconds, find_model, open_llm
 from gumba.cli.options import (
     Commands,
@@ -187,7 +188,7 @@ class _Run:
         """Answer every line without a result."""
         compiled = compile_seconds()
         self._began = time.perf_counter()
-        with Progress("lines") as progress:
+        with Progress("lines") as progress, Interruptible():
             asyncio.run(self._answer_all(llm, progress))
         self._elapsed = max(0.0, time.perf_counter() - self._began - (compile_seconds() - compiled))
 

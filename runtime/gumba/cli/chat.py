@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gumba.cli.chat_input import Lines, open_history
+from gumba.cli.interrupts import Interruptible
 from gumba.cli.open_model import open_llm
 from gumba.cli.options import (
     ADVANCED_SAMPLING,
@@ -125,20 +126,21 @@ def chat(args: argparse.Namespace) -> int:
             if not args.quiet:
                 note("Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands.")
         lines = Lines(interactive, None if history is None else history.keep)
-        while True:
-            try:
-                line = lines.read()
-                if line is None or not talk.take(line[0], is_message=line[1]):
-                    break
-            except GumbaError as error:
-                if not interactive:
-                    raise
-                note(f"gumba: {printable(with_option_names(error))}")
-            except KeyboardInterrupt:
-                if not interactive:
-                    raise
-                lines.forget()
-                note(" [stopped]")
+        with Interruptible():
+            while True:
+                try:
+                    line = lines.read()
+                    if line is None or not talk.take(line[0], is_message=line[1]):
+                        break
+                except GumbaError as error:
+                    if not interactive:
+                        raise
+                    note(f"gumba: {printable(with_option_names(error))}")
+                except KeyboardInterrupt:
+                    if not interactive:
+                        raise
+                    lines.forget()
+                    note(" [stopped]")
     return 0
 
 

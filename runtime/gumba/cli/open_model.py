@@ -85,7 +85,7 @@ class Compilation:
         """The context manager for ``gumba.jit.jit.watching``: entered around each compilation."""
         if not self._begun:
             self._begun = True
-            with AtOnce():
+            with AtOnce():  # in a chat too: the compiler is large, and of no use when partly imported
                 self._announce()
                 from gumba.jit import codegen  # noqa: F401 - imports the compiler
             if self._needed is not None:
@@ -137,8 +137,7 @@ def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
     with Progress(quiet=args.quiet, delayed=True) as progress:
         watch_compilation(progress, needed_for(path, args, top_k=_top_k(args)), quiet=args.quiet)
         compiled = compile_seconds()  # importing may compile too
-        with AtOnce():
-            from gumba.llm.llm import LLM
+        from gumba.llm.llm import LLM
 
         llm = LLM(
             path,
