@@ -201,9 +201,9 @@ class Simd:
     def store(self, address: Value, value: Value) -> None:
         self.b.store(value.ir, self.b.inttoptr(address.ir, value.type.as_pointer())).align = 1
 
-    def prefetch(self, address: Value) -> None:
-        """Prefetch the cache line at ``address``, which need not exist: nothing waits for it."""
-        read, keep, data = (self.constant(n, I32) for n in (0, 3, 1))
+    def prefetch(self, address: Value, level: int = 1) -> None:
+        """Prefetch the cache line at ``address``, which need not exist, to the first- or second-level cache: nothing waits."""
+        read, keep, data = (self.constant(n, I32) for n in (0, 4 - level, 1))
         self.call("llvm.prefetch.p0", ir.VoidType(), self.pointer(address), read, keep, data)
 
     def pointer(self, address: Value) -> Value:

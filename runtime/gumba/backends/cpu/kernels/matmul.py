@@ -34,13 +34,20 @@ from gumba.simd.value import F32, I8, I32, Simd, Value, Variable, simd_function
 TOKEN_BLOCK = 128
 #: Numbers of tokens, as ``Isa.tiles``, of a set with a matrix unit where products are its vector registers'.
 VECTOR_TILES = (8, 4, 2, 1)
+#: Bytes of weights ahead of one token's product that are prefetched to the second-level and to the first-level cache. (Measured
+#: on Emerald Rapids, q4_0 from memory, one thread: 17.3 GB/s, plain reads 17.4, without 9.9. With NEAR alone decode has 0.9.)
+FAR, NEAR = 16384, 4096
 
 
-def _prefetch(s: Simd, address: Value, n_bytes: int) -> None:
-    """Prefetch the next group's lines; not for one token alone, which is bound by memory: there the processor's own
-    prefetching does as well."""
-    for line in range(0, n_bytes, 64):
-        s.prefetch(address + line)
+def _prefetch(s: Simd, w: Value, lines: range, group_bytes: Value, tokens: int) -> None:
+    """Prefetch ``lines`` (offsets from ``w``) of what comes later: with several tokens those of the next group, which
+    has the whole group's arithmetic as time; with one token, which waits for memory alone, those that are read soon."""
+    for line in lines:
+        if tokens > 1:
+            s.prefetch(w + group_bytes + line)
+        else:
+            s.prefetch(w + (FAR + line), level=2)
+            s.prefetch(w + (NEAR + line))
 
 
 def _finish(s: Simd, accs: list[Variable], out: Value, out_stride: Value, residual: Value) -> None:
@@ -108,17 +115,15 @@ def _float_tile(format: FloatFormat, isa: Isa, tokens: int) -> Any:
     ) -> None:
         # Even and odd columns apart: a sum waits for its last addition, so two of them run twice as fast as one.
         even, odd = ([s.variable(s.zero(F32, isa.lanes)) for _ in range(tokens)] for _ in range(2))
-        next_group = w + n_blocks * column_bytes
 
         def column(sums: list[Variable], k: Value) -> None:
-            if tokens > 1:
-                _prefetch(s, next_group + k * column_bytes, column_bytes)
             weights = format.unpack(s, isa, w + k * column_bytes)
             at = [x + x_stride * t + k * 4 for t in range(tokens)]
             for t, acc in enumerate(sums):
                 acc.set(isa.multiply_add(s, s.splat(s.load(at[t], F32), isa.lanes), weights, acc.get()))
 
         with s.loop(n_blocks & -2, step=2) as k:
+            _prefetch(s, w + k * column_bytes, range(0, 2 * column_bytes, 64), n_blocks * column_bytes, tokens)
             column(even, k)
             column(odd, k + 1)
         with s.when((n_blocks & 1).compare("==", 1)):
@@ -143,18 +148,19 @@ def _accumulate(s: Simd, isa: Isa, block: BlockRegisters, at: list[Value], accs:
 def _dot_tile(format: DotFormat, isa: Isa, tokens: int) -> Any:
     """A compiled function: one group of rows with ``tokens`` rows of int8 blocks."""
     block_bytes = format.packed_block_bytes * isa.lanes
-    x_bytes = format.packed_block_size // DOT_COLUMNS * activations_q8.BYTES  # of the activations that meet one block
+    parts = format.packed_block_size // DOT_COLUMNS
+    x_bytes = parts * activations_q8.BYTES  # of the activations that meet one block
+    lines = range(0, block_bytes, 64)
 
     @simd_function("void(i8, i8, i8, i8, i8, i8, i8)")
     def tile(
         s: Simd, w: Value, x: Value, x_stride: Value, out: Value, out_stride: Value, residual: Value, n_blocks: Value
     ) -> None:
         accs = [s.variable(s.zero(F32, isa.lanes)) for _ in range(tokens)]
-        next_group = w + n_blocks * block_bytes
         with s.loop(n_blocks) as k:
-            if tokens > 1:
-                _prefetch(s, next_group + k * block_bytes, block_bytes)
-            for part, block in enumerate(format.unpack(s, isa, w + k * block_bytes)):
+            w_at = w + k * block_bytes
+            for part, block in enumerate(format.unpack(s, isa, w_at)):
+                _prefetch(s, w_at, lines[part::parts], n_blocks * block_bytes, tokens)
                 at = [x + x_stride * t + k * x_bytes + part * activations_q8.BYTES for t in range(tokens)]
                 _accumulate(s, isa, block, at, accs)
         _finish(s, accs, out, out_stride, residual)
