@@ -32,7 +32,7 @@ from gumba.backends.cpu.kernels.attention_layout import (
     page_address,
     result_row_bytes,
 )
-from gumba.backends.cpu.kernels.attention_softmax import copy, inverse, row_merge, row_sink, scale_copy
+from gumba.backends.cpu.kernels.attention_softmax import copy, inverse, row_merge, row_sink
 from gumba.backends.cpu.kernels.page_format import (
     BLOCK_ROWS,
     PAGE_TOKENS,
@@ -40,6 +40,7 @@ from gumba.backends.cpu.kernels.page_format import (
     S_ROW,
     SCRATCH,
     PageFormat,
+    scale_copy,
 )
 from gumba.backends.cpu.kernels.record import (
     N_TILES,

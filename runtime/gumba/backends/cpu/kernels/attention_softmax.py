@@ -76,12 +76,6 @@ def copy(s: Simd, x: Value, out: Value, n_vectors: Value) -> None:
         s.store(out + i * 64, s.load(x + i * 64, F32, 16))
 
 
-@simd_function("void(i8, i8, i8, f4)")
-def scale_copy(s: Simd, x: Value, out: Value, n: Value, factor: Value) -> None:
-    with s.loop(n) as i:
-        s.store(out + i * 4, s.load(x + i * 4, F32) * factor)
-
-
 @simd_function("f4(f4)")
 def inverse(s: Simd, x: Value) -> Value:
     return s.constant(1.0, F32) / x

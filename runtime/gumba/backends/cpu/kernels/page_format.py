@@ -82,6 +82,16 @@ def block_rows(left):
     return 6 if left > 3 else 3 if left > 1 else 1
 
 
+@simd_function("void(i8, i8, i8, f4)")
+def scale_copy(s: Simd, x: Value, out: Value, n: Value, factor: Value) -> None:
+    """``n`` float32 at ``x`` times ``factor`` to ``out``."""
+    with s.loop(n & -16, step=16) as i:
+        s.store(out + i * 4, s.load(x + i * 4, F32, 16) * s.splat(factor, 16))
+    with s.loop(n & 15) as i:
+        at = ((n & -16) + i) * 4
+        s.store(out + at, s.load(x + at, F32) * factor)
+
+
 @dataclass(frozen=True)
 class Product:
     """How ``rank_update`` multiplies. A is loaded as ``element`` (32 bits) to all lanes; B by ``load(s, address)``, for each

@@ -17,6 +17,7 @@ from gumba.backends.cpu.kernels.page_format import (
     PageFunctions,
     float_product,
     rank_update,
+    scale_copy,
     wide_registers,
 )
 from gumba.jit.jit import inline
@@ -36,11 +37,6 @@ def _functions(isa: Isa, size: int) -> PageFunctions:
             value = s.load(x + i * 4, F32)
             s.store(out + i * out_stride, value if size == 4 else isa.to_f16(s, value))
 
-    @simd_function("void(i8, i8, i8, f4)")
-    def scaled_copy(s: Simd, x: Value, out: Value, n: Value, factor: Value) -> None:
-        with s.loop(n) as i:
-            s.store(out + i * 4, s.load(x + i * 4, F32) * factor)
-
     update = rank_update(isa, float_product(isa, size, load), wide_registers(isa))
 
     @inline
@@ -50,7 +46,7 @@ def _functions(isa: Isa, size: int) -> PageFunctions:
 
     @inline
     def query(x, out, head_dim, scale):
-        scaled_copy(x, out, head_dim, scale)
+        scale_copy(x, out, head_dim, scale)
 
     @inline
     def scores(left, q, q_row, keys, out, n_columns, head_dim):

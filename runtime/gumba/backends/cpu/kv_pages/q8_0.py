@@ -26,6 +26,7 @@ from gumba.backends.cpu.kernels.page_format import (
     block_rows,
     float_product,
     rank_update,
+    scale_copy,
 )
 from gumba.jit.jit import inline
 from gumba.quants import q8_0
@@ -71,12 +72,6 @@ def _quantize(x, n, row, out):
     activations_q8.quantize_block(row, out)
 
 
-@simd_function("void(i8, i8, i8, f4)")
-def _scaled_copy(s: Simd, x: Value, out: Value, n: Value, factor: Value) -> None:
-    with s.loop(n) as i:
-        s.store(out + i * 4, s.load(x + i * 4, F32) * factor)
-
-
 def _store(isa: Isa) -> Any:
     lanes = isa.lanes
     block_bytes = (2 + BLOCK) * lanes
@@ -114,7 +109,7 @@ def _query(x, out, head_dim, scale):
     row = out + n_blocks * activations_q8.BYTES
     for i in range(head_dim, n_blocks * BLOCK):
         store_f32(row + 4 * i, 0.0)
-    _scaled_copy(x, row, head_dim, scale)
+    scale_copy(x, row, head_dim, scale)
     for b in range(n_blocks):
         activations_q8.quantize_block(row + b * (4 * BLOCK), out + b * activations_q8.BYTES)
 
