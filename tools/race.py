@@ -145,6 +145,8 @@ class Race:
     date: str = ""
     commands: list[str] = field(default_factory=list)
     remark: str = ""
+    #: Where it was run, if not on the machine that BENCHMARKS.md names at the top.
+    machine: str = ""
 
     def ran(self, command: str) -> None:
         """Remember a command, once."""
@@ -422,7 +424,8 @@ def report(races: dict[str, Race], engines: dict[str, str], machine: str) -> str
         tables += ["\n".join([head, *(row.markdown(columns, reference) for row in rows)])] if rows else []
     sources = []
     for name, race in ordered:
-        remark = f" {race.remark}" if race.remark else ""
+        elsewhere = race.machine and race.machine != machine
+        remark = (f" On {race.machine}." if elsewhere else "") + (f" {race.remark}" if race.remark else "")
         commands = "\n".join(f"  - `{command}`" for command in race.commands)
         sources.append(f"- **{name}**, {race.date or 'undated'}, rounds: {race.rounds}.{remark}\n{commands}")
     parts = ["# Benchmarks", INTRODUCTION, "\n".join([f"- {machine}", *(f"- {text}" for text in engines.values())])]
@@ -442,7 +445,7 @@ def restore(path: Path) -> tuple[dict[str, Race], dict[str, str]]:
     races = {}
     for name, race in kept["races"].items():
         rows = [Row(**{**row, "target": Target(**row["target"])}) for row in race["rows"]]
-        races[name] = Race(**{**race, "rows": rows})
+        races[name] = Race(**{"machine": kept["machine"], **race, "rows": rows})
     return races, kept["engines"]
 
 
@@ -486,7 +489,7 @@ def main() -> None:
     for name, (job, needs) in JOBS.items():
         if (options.rows is None or name in options.rows) and getattr(options, needs) is not None:
             races[name] = job(options, options.rounds)
-            races[name].date = options.date
+            races[name].date, races[name].machine = options.date, machine
             if options.write:
                 save(kept, races, engines, machine)
     text = report(races, engines, machine)

@@ -5,6 +5,7 @@
         --peer "llama.cpp=../llama/bin/python" --peer "ik_llama.cpp=../llama/bin/python,../ik"
     python tools/race_formats.py --files big-q4_k.gguf --keep races.json --isa avx2 --peer "llama.cpp=PYTHON,FOLDER"
     python tools/race_formats.py --keep races.json                the tables of all that was measured so far
+    python tools/race_formats.py --keep docs/benchmark-formats.json --write docs/benchmark-formats.md
 
 Every measurement is a process of its own, and the engines take turns, ``--rounds`` times: gumba, gumba on the q4_0 file of
 the same shape (SHAPE-q4_0.gguf beside the file), then each peer. Figures are medians over the rounds. ``--keep`` takes them
@@ -134,6 +135,17 @@ def table(results: Results, part: str, keys: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+INTRODUCTION = """\
+# Benchmarks of block formats
+
+Written by tools/race_formats.py, never by hand. Tokens per second with the same file, threads and token counts for every engine;
+each measurement is a process of its own, and the engines take turns. "Ratio" says how many times faster gumba is; "to its q4_0",
+how its speed compares with that on the q4_0 file of the same shape; "of the read limit", what decoding reads of weights and cache
+per second, as a share of plain vector reads by all threads, measured just before and after in the same process. Files named big-*
+have the sizes of Llama 3.2 1B (tools/make_big_gguf.py), the others those of their models; q*_k files hold that type alone,
+q4_k_m llama.cpp's mixture. A peer without a figure refused the file. The shared machine's speed moves between rows."""
+
+
 def report(results: Results) -> str:
     """All tables: of each instruction set prefill, then decode."""
     facts = [f"{results.about['machine']}, threads: {results.about['threads']}", *results.about["engines"].values()]
@@ -171,6 +183,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", nargs="+", type=Path, default=[], metavar="MODEL", help="SHAPE-TYPE.gguf files")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="JSON with the figures of all calls")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the tables to a file, with an introduction")
     parser.add_argument("--peer", action="append", type=named, default=[], metavar="NAME=PYTHON[,FOLDER]")
     parser.add_argument("--isa", default="", help="what GUMBA_ISA is set to; the peers must be built for it")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each engine (default 3)")
@@ -194,7 +207,9 @@ def main() -> None:
         results.about["engines"] |= versions(options)
     for path in options.files:
         race_file(options, results, path)
-    if results.files:
+    if options.write is not None:
+        options.write.write_text(f"{INTRODUCTION}\n\n{report(results)}", encoding="utf-8")
+    elif results.files:
         print(report(results))
 
 

@@ -89,6 +89,18 @@ def test_rows_survive_the_file_they_are_kept_in(tmp_path: Path) -> None:
     assert "- **start**, 2026-01-01, rounds: 1. Fine." in lines and "  - `gumba run`" in lines
 
 
+def test_a_race_on_another_machine_names_it(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    race.save(kept, {"start": race.Race([], 1, "2026-01-01", machine="an older one")}, {}, "a machine")
+    again, engines = race.restore(kept)
+    assert "- **start**, 2026-01-01, rounds: 1. On an older one." in race.report(again, engines, "a machine")
+    assert " On " not in race.report(again, engines, "an older one").rpartition("##")[2]
+    before = json.loads(kept.read_text())
+    del before["races"]["start"]["machine"]  # a file of an earlier version of this tool
+    kept.write_text(json.dumps(before))
+    assert race.restore(kept)[0]["start"].machine == "a machine"
+
+
 def test_commands_show_no_folders() -> None:
     engines = sys.modules["engines"]
     order = json.dumps({"model": "/home/me/models/x.gguf", "prompt": 512})
