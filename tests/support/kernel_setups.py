@@ -26,6 +26,7 @@ from support.kernel_setups_moe import (
     setup_expert_matmul,
     setup_gather_rows,
     setup_merge_experts,
+    setup_scale_expert_rows,
     setup_sort_entries,
     setup_weigh_entries,
 )
@@ -68,6 +69,7 @@ TABLE: dict[str, Callable[[Isa], Setup]] = {
     "moe.expert_matmul": setup_expert_matmul,
     "moe.gather_rows": setup_gather_rows,
     "moe.merge_experts": setup_merge_experts,
+    "moe.scale_expert_rows": setup_scale_expert_rows,
     "moe.weigh_entries": setup_weigh_entries,
     "moe.sort_entries": setup_sort_entries,
     "matmul.head_matmul": setup_head_matmul,

@@ -133,6 +133,18 @@ def setup_add_expert_rows(isa: Isa, n: int = 9, n_experts: int = 7, n_used: int 
                  x + table[np.sort(chosen.ravel())], keep=[held, starts])  # fmt: skip
 
 
+def setup_scale_expert_rows(isa: Isa, n: int = 9, n_experts: int = 7, n_used: int = 3, width: int = 100) -> Setup:
+    chosen, starts, _, _ = sent(n, n_experts, n_used)
+    rng = rng_of(27)
+    x, scales = (rng.standard_normal(shape).astype(np.float32) for shape in ((n * n_used, width), n_experts))
+    out = rows(x)
+    arguments = {"count": N_TOKENS, "n_used": n_used, "x": address(out), "stride": out.strides[0],
+                 "n_blocks": n_blocks(width), "scales": address(scales), "starts": address(starts),
+                 "n_experts": n_experts}  # fmt: skip
+    return Setup(moe.scale_expert_rows, arguments, Batch(n), out, lambda a: a[:, :width],
+                 x * scales[np.sort(chosen.ravel()), None], keep=[scales, starts])  # fmt: skip
+
+
 def setup_weigh_entries(isa: Isa, n: int = 9, n_experts: int = 7, n_used: int = 3, width: int = 100) -> Setup:
     chosen, _, places, tokens = sent(n, n_experts, n_used)
     rng = rng_of(26)

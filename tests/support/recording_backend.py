@@ -27,7 +27,7 @@ class RecordingPacker:
         self.room = sum(count * shape.rows for shape, count in shapes)
         self.packed: dict[int, int] = {}
 
-    def allocate(self, shape: base.MatrixShape) -> RecordedMatrix:
+    def allocate(self, shape: base.MatrixShape, scale: float = 1.0) -> RecordedMatrix:
         return RecordedMatrix(shape.format, shape.rows, shape.columns)
 
     def prepare(self) -> None:

@@ -57,8 +57,8 @@ class Packer(Protocol):
     It is created with the shapes of all matrices of the file, so that it can allocate one piece of memory for all.
     """
 
-    def allocate(self, shape: MatrixShape) -> Matrix:
-        """Allocate a matrix, whose weights are packed later."""
+    def allocate(self, shape: MatrixShape, scale: float = 1.0) -> Matrix:
+        """Allocate a matrix, whose weights are packed later. Operations multiply by ``scale`` what its blocks stand for."""
         ...
 
     def prepare(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, get_args, get_type_hints
 
@@ -14,6 +14,9 @@ from gumba.loading.weight_loader import Loader, TensorRule, check_tensors
 from gumba.loading.weights import LayerWeights, Weights
 
 W = TypeVar("W", bound=Weights)
+
+#: Tensors that a file may have beside a matrix ``NAME.weight``: ``NAME.scale`` and ``NAME.input_scale``.
+SCALES = ("scale", "input_scale")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class TensorTable:
     """The table of one model: field -> GGUF's name and shape, for the model and for each of its layers.
 
     ``prefix``: of the layers' names, for a model that has two stacks of them.
+
+    Beside a matrix ``NAME.weight`` of any table, a file may have ``NAME.scale``, the factor of its numbers, and
+    ``NAME.input_scale``, the one of its inputs where they are quantized to FP4 (files of NVFP4 have both): one number, or one for
+    each expert. Inputs are quantized to 8 bits here, with scales of their own, so the second is checked and not needed.
     """
 
     def __init__(self, gguf: GGUFFile, n_layers: int, prefix: str = "") -> None:
@@ -37,6 +44,7 @@ class TensorTable:
         self._fields: list[dict[str, TensorSlice]] = [{} for _ in range(n_layers + 1)]
         self._rules: dict[str, TensorRule] = {}
         self._biases: dict[str, str] = {}  # of experts: the matrices' name -> the bias's
+        self._scales: dict[str, np.ndarray] = {}  # a matrix's name -> its scale, or those of experts
 
     def add(self, field: str, name: str, *shape: int, layer: int | None = None, required: bool = True) -> None:
         """A vector, a matrix (``shape``: rows, columns), or experts' matrices (their number first).
@@ -94,11 +102,13 @@ class TensorTable:
         ``ignored``: which tensors the file may have beside those of the table. Raises ModelError naming all tensors that are
         missing, unexpected or of the wrong shape together; GGUFError; TypeError for a field that is not declared.
         """
-        check_tensors(self._gguf, self._rules, ignored)
         weights, layer_kind = kind(), _layer_kind(kind)
         weights.layers = [layer_kind() for _ in self._fields[1:]]
         model_types = _field_types(kind, self._fields[:1])
         layer_types = _field_types(layer_kind, self._fields[1:])
+        scales = self._scale_rules([(self._fields[0], model_types), *((f, layer_types) for f in self._fields[1:])])
+        check_tensors(self._gguf, {**self._rules, **scales}, ignored)
+        self._read_scales(loader, scales)
         for field, part in self._fields[0].items():
             setattr(weights, field, self._read(loader, part, model_types[field]))
         for layer, fields in zip(weights.layers, self._fields[1:]):
@@ -106,17 +116,42 @@ class TensorTable:
                 setattr(layer, field, self._read(loader, part, layer_types[field]))
         return weights
 
+    def _scale_rules(
+        self, tables: Sequence[tuple[dict[str, TensorSlice], dict[str, frozenset[type]]]]
+    ) -> dict[str, TensorRule]:
+        """The rules of ``NAME.scale`` and ``NAME.input_scale`` of the file's matrices, for names that no field has."""
+        rules = {}
+        for fields, types in tables:
+            for field, part in fields.items():
+                name = part.rule.name
+                if name not in self._gguf.tensors or not name.endswith(".weight") or np.ndarray in types[field]:
+                    continue
+                shape = (part.rule.shape[0],) if Experts in types[field] else (1,)
+                for kind in SCALES:
+                    rule = TensorRule(name.removesuffix("weight") + kind, shape, required=False)
+                    if rule.name not in self._rules:
+                        rules[rule.name] = rule
+        return rules
+
+    def _read_scales(self, loader: Loader, rules: Iterable[str]) -> None:
+        """Read the scales that the file has, which the loader checks."""
+        for name in rules:
+            values, (matrix, _, kind) = loader.vector(name), name.rpartition(".")
+            if values is not None and kind == "scale":
+                self._scales[f"{matrix}.weight"] = values
+
     def _read(self, loader: Loader, part: TensorSlice, types: frozenset[type]) -> object:
         """A tensor, or a slice of one, as its field is declared; None when the file has no such tensor."""
         name = part.rule.name
+        scales = self._scales.get(name)
         if Experts in types:
-            rows = (part.first, part.last) if part.per_expert else (0, None)
-            matrices = loader.experts(name, *rows)
+            first, last = (part.first, part.last) if part.per_expert else (0, None)
+            matrices = loader.experts(name, first, last, None if scales is None else scales.tolist())
             bias = self._biases.get(name)
             return None if matrices is None else Experts(matrices, None if bias is None else loader.vector(bias))
         if np.ndarray in types:
             return loader.vector(name, part.first, part.last)
-        return loader.matrix(name, part.first, part.last)
+        return loader.matrix(name, part.first, part.last, 1.0 if scales is None else float(scales[0]))
 
 
 def _field_types(kind: type, tables: Sequence[dict[str, TensorSlice]]) -> dict[str, frozenset[type]]:

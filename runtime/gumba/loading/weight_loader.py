@@ -129,21 +129,26 @@ class Loader:
         self._count(tensor.n_bytes)
         return values[first:last]
 
-    def matrix(self, name: str, first: int = 0, last: int | None = None) -> Matrix | None:
-        """A matrix, or its rows ``first`` up to ``last``; ``run`` packs it. None if the file has no such tensor."""
+    def matrix(self, name: str, first: int = 0, last: int | None = None, scale: float = 1.0) -> Matrix | None:
+        """A matrix, or its rows ``first`` up to ``last``; ``run`` packs it. None if the file has no such tensor.
+
+        ``scale``: factor of the tensor's numbers.
+        """
         tensor = self.gguf.tensors.get(name)
         if tensor is None:
             return None
         n_rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
         last = n_rows if last is None else last
-        matrix = self._allocate(block_format(self.gguf, tensor), last - first, columns)
+        matrix = self._allocate(block_format(self.gguf, tensor), last - first, columns, scale)
         self._matrices.append((tensor, first, matrix))
         return matrix
 
-    def experts(self, name: str, first: int = 0, last: int | None = None) -> list[Matrix] | None:
+    def experts(
+        self, name: str, first: int = 0, last: int | None = None, scales: Sequence[float] | None = None
+    ) -> list[Matrix] | None:
         """A tensor [n_experts, rows, columns] as one matrix per expert, or rows ``first`` up to ``last`` of each.
 
-        ``run`` packs them. None if the file has no such tensor.
+        ``run`` packs them. None if the file has no such tensor. ``scales``: factor of the numbers of each expert.
         """
         tensor = self.gguf.tensors.get(name)
         if tensor is None:
@@ -152,11 +157,11 @@ class Loader:
         last = n_rows if last is None else last
         format, matrices = block_format(self.gguf, tensor), []
         for e in range(n_experts):
-            matrices.append(self._allocate(format, last - first, columns))
+            matrices.append(self._allocate(format, last - first, columns, 1.0 if scales is None else scales[e]))
             self._matrices.append((tensor, e * n_rows + first, matrices[-1]))
         return matrices
 
-    def _allocate(self, format: BlockFormat, rows: int, columns: int) -> Matrix:
+    def _allocate(self, format: BlockFormat, rows: int, columns: int, scale: float) -> Matrix:
         """A matrix to be packed. The first call allocates memory for all matrices of the file."""
         if self._packer is None:
             shapes = [
@@ -165,7 +170,7 @@ class Loader:
                 if len(tensor.shape) in (2, 3)
             ]
             self._packer = self._backend.packer(shapes)
-        return self._packer.allocate(MatrixShape(format, rows, columns))
+        return self._packer.allocate(MatrixShape(format, rows, columns), scale)
 
     def run(self) -> None:
         """Read and pack all matrices. Raises GGUFError when the file cannot be read.

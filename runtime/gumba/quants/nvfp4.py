@@ -21,8 +21,10 @@ In NumPy:
         values = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
         return (d * values[np.concatenate([qs & 15, qs >> 4], axis=2)]).reshape(-1, 64)
 
-Files bring a factor for the whole tensor beside these. Quantizing, as ggml does: d = largest magnitude of the group / 6, to the
-nearest scale (from 256 on to the largest, 448); the others go to the nearest value, halfway between two to the smaller one.
+Files bring a factor for the whole tensor beside these (``NAME.scale``: ``loading/tensor_table.py``).
+
+Quantizing, as ggml does: d = largest magnitude of the group / 6, to the nearest scale (from 256 on to the largest, 448); the
+others go to the nearest value, halfway between two to the smaller one.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -36,9 +37,9 @@ class CPUPacker:
         self._used += -(-n_bytes // 64) * 64
         return self._memory[start : start + n_bytes]
 
-    def allocate(self, shape: MatrixShape) -> PackedMatrix:
+    def allocate(self, shape: MatrixShape, scale: float = 1.0) -> PackedMatrix:
         """Allocate a matrix, whose weights are packed later. Only ``pack`` writes to it."""
-        matrix = self._allocate(shape, self._take)
+        matrix = replace(self._allocate(shape, self._take), scale=scale)
         matrix.data.flags.writeable = False
         return matrix
 

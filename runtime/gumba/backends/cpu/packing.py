@@ -103,7 +103,8 @@ def interleave(source, row_bytes, target, n_groups, lanes, n_blocks, fields, n_f
 class PackedMatrix:
     """A weight matrix [rows, columns] ready for the kernels.
 
-    ``data``: uint8, one run for each group of ``lanes`` rows; ``n_blocks``: blocks (or single columns of a float format) per row.
+    ``data``: uint8, one run for each group of ``lanes`` rows; ``n_blocks``: blocks (or single columns of a float format) per row;
+    ``scale``: factor of the numbers that the blocks stand for.
     """
 
     format: BlockFormat
@@ -113,6 +114,7 @@ class PackedMatrix:
     n_groups: int
     group_bytes: int
     data: np.ndarray
+    scale: float = 1.0
 
     @property
     def address(self) -> int:

@@ -63,6 +63,7 @@ def test_entries_of_any_number(n: int, n_experts: int, n_used: int) -> None:
         kernel_setups.setup_gather_rows,
         kernel_setups.setup_merge_experts,
         kernel_setups.setup_add_expert_rows,
+        kernel_setups.setup_scale_expert_rows,
         kernel_setups.setup_weigh_entries,
     ):
         make(ISA, n, n_experts, n_used).check()

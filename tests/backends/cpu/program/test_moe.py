@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ def run(
     if options.pop("oai", False):
         options["kind"] = lambda g, u: p.swiglu_oai(g, u, 1.702, 1.5)
     options.setdefault("kind", "silu")
+    if options.pop("scaled", False):
+        gate, up, down = ([replace(m, scale=s) for m, s in zip(of, SCALES)] for of in (gate, up, down))
     parts = [
         ExpertMatrices(m, options.pop(f"{name}_bias", None)) for name, m in (("gate", gate), ("up", up), ("down", down))
     ]
@@ -54,6 +57,7 @@ def run(
 
 
 TOKENS = (np.arange(70, dtype=np.int32) * 7) % 50
+SCALES = (0.5, 2.0, 1.0, -1.5, 0.75)
 BIAS = np.array([0.5, -0.5, 0.25, 0.0, 1.0], np.float32)
 
 
@@ -61,6 +65,8 @@ def expected(x: np.ndarray, logits: np.ndarray, format: str, gated: bool = True,
     """float64, expert by expert, from the decoded weights."""
     gates, ups = ([dense(format, INNER, WIDTH, seed + e) for e in range(N_EXPERTS)] for seed in (100, 200))
     downs = [dense(format, WIDTH, INNER, 300 + e) for e in range(N_EXPERTS)]
+    if options.get("scaled"):
+        gates, ups, downs = ([m * s for m, s in zip(of, SCALES)] for of in (gates, ups, downs))
     weights, zeros = options.get("weights", "softmax"), np.zeros(N_EXPERTS)
     out = np.zeros((len(x), WIDTH))
     for t, row in enumerate(x.astype(np.float64)):
@@ -106,6 +112,13 @@ BIASES = {
 def test_biases_and_an_activation_of_two(n_threads: int) -> None:
     """As gpt-oss has it."""
     options = {"weights": "softmax_chosen", **BIASES, "oai": True}
+    x, logits, got = run(TOKENS, n_threads, list(range(n_threads))[::-1], **options)
+    np.testing.assert_allclose(got, expected(x, logits, "f32", **options), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_scales_of_experts(n_threads: int) -> None:
+    options = {"weights": "softmax_chosen", **BIASES, "scaled": True}
     x, logits, got = run(TOKENS, n_threads, list(range(n_threads))[::-1], **options)
     np.testing.assert_allclose(got, expected(x, logits, "f32", **options), rtol=2e-5, atol=2e-5)
 

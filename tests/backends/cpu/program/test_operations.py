@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from gumba.backends.cpu.kernels import record
+from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.simd.detect import current
 from support import programs
@@ -38,6 +40,17 @@ _rng = np.random.default_rng(3)
 ROW, ROW_2 = (_rng.standard_normal(WIDTH).astype(np.float32) for _ in range(2))
 HEAD = _rng.standard_normal(24).astype(np.float32)
 TABLE = _rng.standard_normal((40, WIDTH)).astype(np.float32)
+
+
+def weights(n_rows: int, columns: int, seed: int) -> np.ndarray:
+    """The numbers of ``programs.matrix`` in f32."""
+    w = np.random.default_rng(seed).standard_normal((n_rows, columns)) / np.sqrt(columns)
+    return w.astype(np.float32).astype(np.float64)
+
+
+def scaled(n_rows: int, columns: int, seed: int, scale: float) -> PackedMatrix:
+    return replace(programs.matrix(named("f32"), n_rows, columns, seed), scale=scale)
+
 
 MATRICES = [np.random.default_rng(seed).standard_normal((5, 24)) / np.sqrt(24) for seed in range(3)]
 
@@ -80,6 +93,18 @@ CASES: dict[str, tuple[Callable[[Program, Buffer, Buffer], Buffer], Callable[[np
         lambda p, x, y: p.head_matmul([programs.matrix(named("f32"), 5, 24, seed) for seed in range(3)], p.scale(x, 2.0)),
         lambda x, y: np.hstack([2 * x[:, 24 * h :][:, :24] @ MATRICES[h].T for h in range(3)]),
     ),
+    "scaled matrices": (
+        lambda p, x, y: p.matmul(scaled(WIDTH, WIDTH, 4, 3.0), x, residual=y, bias=ROW),
+        lambda x, y: 3 * x @ weights(WIDTH, WIDTH, 4).T + y + ROW,
+    ),
+    "scaled matrices of heads": (
+        lambda p, x, y: p.head_matmul([scaled(5, 24, h, h + 0.5) for h in range(3)], x),
+        lambda x, y: np.hstack([(h + 0.5) * x[:, 24 * h :][:, :24] @ MATRICES[h].T for h in range(3)]),
+    ),
+    "scaled rows": (
+        lambda p, x, y: p.add(p.scale(p.embed(scaled(50, WIDTH, 1, 3.0)), 2.0), x),
+        lambda x, y: 6 * weights(50, WIDTH, 1)[TOKENS] + x,
+    ),
     "slices": (lambda p, x, y: p.add(p.slice(x, 5, 40), p.slice(y, 32, 40)), lambda x, y: x[:, 5:45] + y[:, 32:]),
     "activation": (lambda p, x, y: p.activation(x, "gelu_tanh"),
                    lambda x, y: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))),
@@ -96,7 +121,7 @@ CASES: dict[str, tuple[Callable[[Program, Buffer, Buffer], Buffer], Callable[[np
         (name, selected)
         for name in CASES
         for selected in (False, True)
-        if name not in ("add_positions", "add_types") or not selected
+        if name not in ("add_positions", "add_types", "scaled rows") or not selected
     ],
 )
 def test_operation(name: str, selected: bool) -> None:

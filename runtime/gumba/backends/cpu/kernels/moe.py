@@ -288,6 +288,20 @@ def _add_block(s: Simd, x: Value, weight: Value, out: Value) -> None:
 
 
 @kernel(stealable=True)
+def scale_expert_rows(batch, thread, n_threads, count, n_used, x, stride, n_blocks, scales, starts, n_experts):
+    """x *= the scale of each entry's expert, in place. x: rows in the order of entries; scales: float32 [n_experts]."""
+    n = load_i64(batch + count) * n_used
+    first, last = share(n, thread, n_threads), share(n, thread + 1, n_threads)
+    for e in range(n_experts):
+        begin, stop = max(first, load_i32(starts + 4 * e)), min(last, load_i32(starts + 4 * e + 4))
+        scale = load_f32(scales + 4 * e)
+        for i in range(begin, stop):
+            for block in range(n_blocks):
+                row = x + i * stride + block * 128
+                _scale_block(row, scale, row)
+
+
+@kernel(stealable=True)
 def weigh_entries(batch, thread, n_threads, count, x, stride, choice, choice_stride, entries, n_used, n_blocks):
     """x[entry] *= the entry's weight, in place."""
     n = load_i64(batch + count)

@@ -9,7 +9,7 @@ that split their work alike (the same rows, the same units) hand each thread its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -72,6 +72,8 @@ class Program(Recurrent, MixtureOfExperts, AltUp):
 
     def embed(self, w: PackedMatrix) -> Buffer:
         """Rows of ``w`` for this step's token ids (past its rows they count from 0 again: see ``add_types``)."""
+        if w.scale != 1.0:
+            return self.scale(self.embed(replace(w, scale=1.0)), w.scale)
         self._keep.append(w.data)
         out = self._buffer("embed", w.columns)
         self.append(
@@ -86,6 +88,10 @@ class Program(Recurrent, MixtureOfExperts, AltUp):
         self, w: PackedMatrix, x: Buffer, residual: Buffer | None = None, bias: np.ndarray | None = None
     ) -> Buffer:
         """x times w transposed, plus a residual, plus a bias."""
+        if w.scale != 1.0:
+            scaled = self.scale(self.matmul(replace(w, scale=1.0), x), w.scale)
+            scaled = scaled if residual is None else self.add(scaled, residual)
+            return scaled if bias is None else self.add_row(scaled, bias)
         self._keep.append(w.data)
         out = self._buffer("matmul", w.rows, x.count)
         source = x if w.format.activation == "f32" else self.blocks(x)
@@ -124,6 +130,8 @@ class Program(Recurrent, MixtureOfExperts, AltUp):
             Work(n_heads * m.data.nbytes, row_ops=2 * n_heads * m.rows * m.columns,
                  kind="float32" if is_float else "int8", shape=f"{n_heads}x{m.rows}x{m.columns}"),
         )  # fmt: skip
+        if any(each.scale != 1.0 for each in w):
+            out = self.multiply_row(out, np.repeat([each.scale for each in w], padded).astype(np.float32))
         return out if padded == m.rows else self.join_heads(n_heads, [(out, 0, m.rows, padded)])
 
     def rope_table(

@@ -138,6 +138,15 @@ class _Entries:
                  kind="float32" if _is_float(of) else "int8",
                  shape=f"{self._n_used} of {self._n_experts}x{w.rows}x{w.columns}"),
         )  # fmt: skip
+        if any(each.scale != 1.0 for each in of.matrices):
+            scales = np.array([each.scale for each in of.matrices], np.float32)
+            p.append(
+                experts.scale_expert_rows,
+                self._count | {"x": out, "stride": 4 * padded, "n_blocks": padded // activations_q8.COLUMNS,
+                               "scales": p.constant(scales, pad=False), "starts": self._starts,
+                               "n_experts": self._n_experts},
+                [out, self._order], [out], ("entries", x.count, self._n_used), [out, self._order],
+            )  # fmt: skip
         if of.bias is not None:
             table = np.zeros((self._n_experts, padded), np.float32)
             table[:, : w.rows] = of.bias
