@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from gumba.engine.pooling import ClassifySequence
+from gumba.engine.pooling import ClassifySequence, EmbedSequence
 from gumba.errors import EngineError, ModelError
 from gumba.llm.base import LLMBase
+from gumba.llm.output_processor import RequestBatch
 from gumba.llm.pooling_inputs import ClassifyInput, Pooling, VectorPooling
 from gumba.llm.prompts import Prompt
-from gumba.outputs import Logprobs
+from gumba.outputs import Logprobs, RequestOutput
 from gumba.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -81,6 +83,46 @@ class PoolingMixin(LLMBase):
         """
         sequences = self._pooling_inputs.embeddings(prompts, pooling, prompt, truncate)
         self._engine.finish(sequences)
+        return self._vectors(sequences, pooling, normalize)
+
+    @overload
+    async def aembed(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        *,
+        pooling: VectorPooling | None = None,
+        normalize: bool = True,
+        prompt: str | None = None,
+        truncate: bool = False,
+    ) -> NDArray[np.float32]: ...
+    @overload
+    async def aembed(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        *,
+        pooling: Literal["none"],
+        normalize: bool = True,
+        prompt: str | None = None,
+        truncate: bool = False,
+    ) -> list[NDArray[np.float32]]: ...
+    async def aembed(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool = True,
+        prompt: str | None = None,
+        truncate: bool = False,
+    ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        """As ``embed``, for an event loop, which continues meanwhile. Cancelling the task cancels the texts."""
+        sequences = await asyncio.to_thread(self._pooling_inputs.embeddings, prompts, pooling, prompt, truncate)
+        await self._engine.afinish(sequences)
+        return self._vectors(sequences, pooling, normalize)
+
+    def _vectors(
+        self, sequences: list[EmbedSequence], pooling: Pooling | None, normalize: bool
+    ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        """What ``embed`` returns, of sequences that have ended."""
         n_embd: int = self.model.config.n_embd
         width = min(n_embd, self._pooling_inputs.embedding.dimensions or n_embd)
         vectors = []
@@ -118,8 +160,20 @@ class PoolingMixin(LLMBase):
         not fit the context loses the end of its longer text (as in transformers).
         Raises RequestError for a model without such a head and for texts that do not fit its context, else as ``embed``.
         """
-        rows = self._head_outputs(self._pooling_inputs.rankings(query, documents, truncate))
-        return [float(row[0] - row[1] if self._inputs.yes_no_labels else row[0]) for row in rows]
+        sequences = self._pooling_inputs.rankings(query, documents, truncate)
+        self._engine.finish(sequences)
+        return self._relevances(sequences)
+
+    async def arerank(self, query: str, documents: Iterable[str], *, truncate: bool = False) -> list[float]:
+        """As ``rerank``, for an event loop."""
+        sequences = await asyncio.to_thread(self._pooling_inputs.rankings, query, documents, truncate)
+        await self._engine.afinish(sequences)
+        return self._relevances(sequences)
+
+    def _relevances(self, sequences: list[ClassifySequence]) -> list[float]:
+        """What ``rerank`` returns, of sequences that have ended."""
+        yes_no = self._inputs.yes_no_labels
+        return [float(row[0] - row[1] if yes_no else row[0]) for row in self._head_outputs(sequences)]
 
     def classify(self, texts: str | Iterable[ClassifyInput], *, truncate: bool = False) -> NDArray[np.float32]:
         """Logits of a classifier, float32 [texts, labels], in the order of ``labels``.
@@ -128,13 +182,24 @@ class PoolingMixin(LLMBase):
         probabilities if exactly one label applies. ``truncate``: truncate texts that do not fit the context.
         Raises RequestError for a model without a head, else as ``embed``.
         """
-        rows = self._head_outputs(self._pooling_inputs.classifications(texts, truncate))
-        n_labels: int = self.model.config.n_labels
+        sequences = self._pooling_inputs.classifications(texts, truncate)
+        self._engine.finish(sequences)
+        return self._class_logits(sequences)
+
+    async def aclassify(self, texts: str | Iterable[ClassifyInput], *, truncate: bool = False) -> NDArray[np.float32]:
+        """As ``classify``, for an event loop."""
+        sequences = await asyncio.to_thread(self._pooling_inputs.classifications, texts, truncate)
+        await self._engine.afinish(sequences)
+        return self._class_logits(sequences)
+
+    def _class_logits(self, sequences: list[ClassifySequence]) -> NDArray[np.float32]:
+        """What ``classify`` returns, of sequences that have ended."""
+        rows, n_labels = self._head_outputs(sequences), self.model.config.n_labels
         return np.array(rows, np.float32).reshape(len(rows), n_labels)
 
-    def _head_outputs(self, sequences: list[ClassifySequence]) -> list[NDArray[np.float32]]:
-        """The outputs of the classification head for each sequence, float32 [n_labels]."""
-        self._engine.finish(sequences)
+    @staticmethod
+    def _head_outputs(sequences: list[ClassifySequence]) -> list[NDArray[np.float32]]:
+        """The outputs of the classification head for each of the sequences, which have ended, float32 [n_labels]."""
         for sequence in sequences:
             if sequence.finish_reason == "cancelled":
                 raise EngineError("cancelled")
@@ -147,13 +212,29 @@ class PoolingMixin(LLMBase):
 
         Both are text (the continuation's own tokens follow the prompt's) or token ids. Raises as ``generate`` does.
         """
+        batch, n_before = self._scoring(prompt, continuation)
+        self._engine.finish(batch.sequences)
+        return _continuation_logprobs(batch, n_before)
+
+    async def ascore(self, prompt: Prompt, continuation: Prompt) -> list[Logprobs]:
+        """As ``score``, for an event loop."""
+        batch, n_before = await asyncio.to_thread(self._scoring, prompt, continuation)
+        await self._engine.afinish(batch.sequences)
+        return _continuation_logprobs(batch, n_before)
+
+    def _scoring(self, prompt: Prompt, continuation: Prompt) -> tuple[RequestBatch[RequestOutput], int]:
+        """The request of ``score``, and the number of the prompt's tokens."""
         before = self._inputs.prompt_ids(prompt)
         if isinstance(continuation, str):
             continuation = self._tokenizer.encode(continuation, add_special=False, parse_special=False)
         ids = before + self._inputs.checked_ids(continuation, "continuation")
-        batch = self._inputs.completions([ids], SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0))
-        self._engine.finish(batch.sequences)
-        (output,) = batch.outputs()
-        if output.finish_reason == "cancelled":
-            raise EngineError("cancelled")
-        return [logprobs for logprobs in (output.prompt_logprobs or [])[len(before) :] if logprobs is not None]
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+        return self._inputs.completions([ids], params), len(before)
+
+
+def _continuation_logprobs(batch: RequestBatch[RequestOutput], n_before: int) -> list[Logprobs]:
+    """What ``score`` returns, of a request that has ended, whose first ``n_before`` tokens are the prompt's."""
+    (output,) = batch.outputs()
+    if output.finish_reason == "cancelled":
+        raise EngineError("cancelled")
+    return [logprobs for logprobs in (output.prompt_logprobs or [])[n_before:] if logprobs is not None]
