@@ -105,7 +105,7 @@ FILE_TYPES = {
     "q6_k": 18, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq1_s": 24, "iq4_nl": 25, "iq3_s": 26, "iq2_s": 28, "iq4_xs": 30,
     "iq1_m": 31, "bf16": 32, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38, "nvfp4": 39, "q1_0": 40, "q2_0": 41,
 }  # fmt: skip
-#: ``q2_k`` is both: here every matrix has it.
+#: Names that are both, such as ``q2_k`` and ``iq4_nl``: here every matrix has that format.
 MIXTURES = tuple(name for name in recipe.FILE_TYPES if name not in FILE_TYPES)
 
 

@@ -31,7 +31,7 @@ GOLDENS = DATA / "mixture_goldens.json"
 #: "-": what llama.cpp copies as it is.
 LETTERS = {
     "-": "-", "f16": "f", "q8_0": "8", "q6_k": "6", "q5_k": "5", "q4_k": "4", "q3_k": "3", "q2_k": "2", "q4_0": "a", "q4_1": "b",
-    "q5_0": "c", "q5_1": "d",
+    "q5_0": "c", "q5_1": "d", "iq4_nl": "n", "iq4_xs": "x", "mxfp4": "m", "q2_0": "z", "tq2_0": "u", "tq1_0": "t", "q1_0": "1",
 }  # fmt: skip
 TYPES = tuple(name for name in FILE_TYPES if name not in FLOATS)
 COLUMNS = 256
@@ -146,13 +146,15 @@ def write(path: Path, model: Model) -> None:
 
 
 def types_of(path: Path, python: str) -> dict[str, str]:
-    """What llama.cpp makes of a file: a letter for each tensor, by file type."""
+    """What llama.cpp makes of a file: a letter for each tensor, by file type. Left out: types that end with an error."""
     order = json.dumps({"model": str(path), "types": {name: FILE_TYPES[name].number for name in TYPES}})
     peer = [python, str(Path(__file__).with_name("llama_peer.py")), "tensor_types", order]
     ended = subprocess.run(peer, capture_output=True, text=True, check=True)
     found: dict[str, dict[str, str]] = json.loads(ended.stdout.splitlines()[-1])
     names = [tensor.name for tensor in gguf.GGUFReader(path).tensors]
-    return {name: "".join(LETTERS[of[tensor]] for tensor in names) for name, of in found.items() if of}
+    return {
+        name: "".join(LETTERS[of[tensor]] for tensor in names) for name, of in found.items() if len(of) == len(names)
+    }
 
 
 def record(python: str) -> dict[str, Any]:

@@ -81,8 +81,8 @@ def convert(
         out: the file to write, outside of the source folder. It appears complete or not at all; an existing GGUF file
             is replaced, any other existing file is an error.
         type: in any case: "f32", "f16", "bf16"; "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0"; the mixtures "q5_k_m", "q5_k_s",
-            "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"; "q5_k", "q4_k" and "q3_k" mean those ending in "_m".
-            Norms and biases stay F32.
+            "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"; "mxfp4_moe"; "q2_0", "tq2_0", "tq1_0",
+            "q1_0"; "q5_k", "q4_k" and "q3_k" mean those ending in "_m". Norms and biases stay F32.
         pure: give every matrix that format. Otherwise the output matrix, and in mixtures others, get more bits where
             llama.cpp gives them.
         progress: called with "convert", the bytes written so far and the size of the file.

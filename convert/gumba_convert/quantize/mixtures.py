@@ -22,8 +22,12 @@ from enum import Enum, auto
 
 #: (architecture, layers) of the models that llama.cpp calls 70B.
 SEVENTY_B = (("llama", 80), ("qwen2", 80))
+#: File types of the formats with a table of 16 numbers.
+IQ4 = ("iq4_nl", "iq4_xs")
 #: File types that keep attention's output in 5 bits where there are 8 experts.
-FIVE_BIT_OUTPUT_OF_8_EXPERTS = ("q2_k", "q3_k_s", "q3_k_m", "q4_k_s", "q4_k_m")
+FIVE_BIT_OUTPUT_OF_8_EXPERTS = ("q2_k", "q3_k_s", "q3_k_m", "q4_k_s", "q4_k_m", *IQ4)
+#: File types of about 2 bits and less, whose token embedding has more.
+FOUR_BIT_EMBEDDING = ("tq1_0", "tq2_0", "q2_0")
 
 
 class Role(Enum):
@@ -113,11 +117,18 @@ class Mixture:
         self._n_values = sum(role(name) is Role.VALUE for name in names)
         self._values = self._downs = 0
 
-    def choose(self, name: str, columns: int, block_size: int) -> str:
-        """The format of a matrix with rows of ``columns``; ``block_size``: that of the default format."""
+    def choose(self, name: str, shape: Sequence[int], block_size: int) -> str:
+        """The format of a matrix, or of those of experts (``shape``: their number, rows, columns).
+
+        ``block_size``: that of the default format.
+        """
         kind = role(name)
+        if self._type == "mxfp4_moe":
+            return "mxfp4" if len(shape) == 3 and shape[0] > 1 and kind is not Role.OUTPUT else "q8_0"
         if kind is Role.OUTPUT or (kind is Role.EMBEDDING and self._tied):
-            return self._output(columns, block_size)
+            return self._output(shape[-1], block_size)
+        if kind is Role.EMBEDDING and self._type in FOUR_BIT_EMBEDDING:
+            return "q4_k"
         if kind is Role.VALUE:
             self._values += 1
             return self._value(self._values - 1)
@@ -150,6 +161,8 @@ class Mixture:
             chosen = "q5_k" if layer < 4 else "q4_k"
         elif self._type in ("q4_k_m", "q5_k_m") and takes_more_bits(layer, self._n_values):
             chosen = "q6_k"
+        elif self._type in IQ4 and sizes.heads_per_kv >= 4:
+            chosen = "q5_k"
         return "q5_k" if sizes.is_70b and chosen in ("q3_k", "q4_k") else chosen
 
     def _down(self, layer: int) -> str:
@@ -163,7 +176,7 @@ class Mixture:
             return "q4_k" if more or not falcon else "q3_k"
         if self._type == "q3_k_l":
             return "q4_k" if falcon else "q5_k"
-        if self._type == "q4_k_s" and not falcon and layer < n_layers // 8:
+        if (self._type in IQ4 or (self._type == "q4_k_s" and not falcon)) and layer < n_layers // 8:
             return "q5_k"
         if self._type == "q4_k_m" and falcon:
             return "q6_k" if layer < n_layers // 16 else "q5_k" if more else "q4_k"

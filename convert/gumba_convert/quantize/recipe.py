@@ -43,6 +43,13 @@ FILE_TYPES = {
     "q3_k_m": FileType(12, "q3_k"),
     "q3_k_s": FileType(11, "q3_k"),
     "q2_k": FileType(10, "q2_k"),
+    "iq4_nl": FileType(25, "iq4_nl"),
+    "iq4_xs": FileType(30, "iq4_xs"),
+    "mxfp4_moe": FileType(38, "mxfp4"),
+    "q2_0": FileType(41, "q2_0"),
+    "tq2_0": FileType(37, "tq2_0"),
+    "tq1_0": FileType(36, "tq1_0"),
+    "q1_0": FileType(40, "q1_0"),
 }
 #: Names of K types without a size mean the medium one, as in llama.cpp.
 ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
@@ -72,9 +79,10 @@ AT_LEAST_8_BITS = (
     "laurel_r.weight",
 )
 
-#: What llama.cpp stores instead of a format of blocks of 64 or 256 weights where rows are no multiple of them: blocks of 32.
+#: What llama.cpp stores instead of a format of blocks of 64 or 256 weights where rows are no multiple of them: blocks of 32. (For
+#: Q1_0, with blocks of 128, it ends with an error.)
 FALLBACKS = {
-    **dict.fromkeys(("q2_k", "q3_k", "tq1_0", "tq2_0", "q2_0"), "q4_0"),
+    **dict.fromkeys(("q2_k", "q3_k", "tq1_0", "tq2_0", "q2_0", "q1_0"), "q4_0"),
     "q4_k": "q5_0",
     "q5_k": "q5_1",
     "q6_k": "q8_0",
@@ -131,7 +139,7 @@ def tensor_formats(
         elif name.endswith(AT_LEAST_8_BITS) or math.prod(shape[:-1]) == 1:
             chosen[name] = fallback("q8_0", shape[-1])
         else:
-            chosen[name] = fallback(mixture.choose(name, shape[-1], block_size), shape[-1])
+            chosen[name] = fallback(mixture.choose(name, shape, block_size), shape[-1])
     return [chosen[name] for name, _ in tensors]
 
 

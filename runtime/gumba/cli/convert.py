@@ -20,7 +20,7 @@ gumba convert HuggingFaceTB/SmolLM2-135M-Instruct -o smollm2-f16.gguf --type f16
 #: ``gumba_convert.quantize.recipe``'s file types and aliases.
 TYPES = (
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "q3_k_l",
-    "q3_k_m", "q3_k_s", "q2_k", "q5_k", "q4_k", "q3_k",
+    "q3_k_m", "q3_k_s", "q2_k", "iq4_nl", "iq4_xs", "mxfp4_moe", "q2_0", "tq2_0", "tq1_0", "q1_0", "q5_k", "q4_k", "q3_k",
 )  # fmt: skip
 
 
@@ -42,8 +42,9 @@ def add_parser(commands: Commands) -> None:
         metavar="TYPE",
         default="q6_k",
         help="type of the weights, in any case (default q6_k): f32, f16, bf16; q8_0, q6_k, q5_1, q5_0, q4_1, q4_0; the mixtures "
-        "q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k with llama.cpp's choice for each tensor (q5_k, q4_k and "
-        "q3_k mean those ending in _m)",
+        "q5_k_m, q5_k_s, q4_k_m, q4_k_s, iq4_nl, iq4_xs, q3_k_l, q3_k_m, q3_k_s, q2_k with llama.cpp's choice for each tensor "
+        "(q5_k, q4_k and q3_k mean those ending in _m); mxfp4_moe for experts; q2_0, tq2_0, tq1_0, q1_0 for models trained in "
+        "them",
     )
     parser.add_argument(
         "--pure", action="store_true", help="use that type for every matrix instead of more bits for some"
