@@ -3,8 +3,7 @@
 Tiling: threads split the groups of ``lanes`` weight rows. A thread takes TOKEN_BLOCK tokens at a time, so that their
 activations stay in its cache; under them it walks its groups, and for each group the tokens in tiles of 8, 4, 2, 1. A tile
 keeps one accumulator register per token; the group's weights are unpacked to registers once per tile and used for all its
-tokens. So one token reads every weight byte once (memory-bound), and many tokens run from cache (bound by arithmetic). While
-several tokens meet a group, the next group's lines are prefetched: with 32 tokens that saves an eighth of the time.
+tokens. So one token reads every weight byte once (memory-bound), and many tokens run from cache (bound by arithmetic).
 
 The order of summation of an output element is the same for all of that: block after block, exact integers within a block,
 one float32 multiply-add per block, or two for its halves with scales of their own, and one for each minimum; for float formats
@@ -34,20 +33,17 @@ from gumba.simd.value import F32, I8, I32, Simd, Value, Variable, simd_function
 TOKEN_BLOCK = 128
 #: Numbers of tokens, as ``Isa.tiles``, of a set with a matrix unit where products are its vector registers'.
 VECTOR_TILES = (8, 4, 2, 1)
-#: Bytes of weights ahead of one token's product that are prefetched to the second-level and to the first-level cache. (Measured
-#: on Emerald Rapids, q4_0 from memory, one thread: 17.3 GB/s, plain reads 17.4, without 9.9. With NEAR alone decode has 0.9.)
+#: Bytes of weights ahead that are prefetched to the second-level and to the first-level cache. (Measured on Emerald Rapids, one
+#: thread, q4_0 from memory: one token 17.3 GB/s, plain reads 17.4, without 9.9; two tokens 12.8, with the next group's lines
+#: prefetched instead 10.4; from 16 tokens on all are alike.)
 FAR, NEAR = 16384, 4096
 
 
-def _prefetch(s: Simd, w: Value, lines: range, group_bytes: Value, tokens: int) -> None:
-    """Prefetch ``lines`` (offsets from ``w``) of what comes later: with several tokens those of the next group, which
-    has the whole group's arithmetic as time; with one token, which waits for memory alone, those that are read soon."""
+def _prefetch(s: Simd, w: Value, lines: range) -> None:
+    """Prefetch ``lines`` (offsets from ``w``) of what comes later."""
     for line in lines:
-        if tokens > 1:
-            s.prefetch(w + group_bytes + line)
-        else:
-            s.prefetch(w + (FAR + line), level=2)
-            s.prefetch(w + (NEAR + line))
+        s.prefetch(w + (FAR + line), level=2)
+        s.prefetch(w + (NEAR + line))
 
 
 def _finish(s: Simd, accs: list[Variable], out: Value, out_stride: Value, residual: Value) -> None:
@@ -123,7 +119,7 @@ def _float_tile(format: FloatFormat, isa: Isa, tokens: int) -> Any:
                 acc.set(isa.multiply_add(s, s.splat(s.load(at[t], F32), isa.lanes), weights, acc.get()))
 
         with s.loop(n_blocks & -2, step=2) as k:
-            _prefetch(s, w + k * column_bytes, range(0, 2 * column_bytes, 64), n_blocks * column_bytes, tokens)
+            _prefetch(s, w + k * column_bytes, range(0, 2 * column_bytes, 64))
             column(even, k)
             column(odd, k + 1)
         with s.when((n_blocks & 1).compare("==", 1)):
@@ -160,7 +156,7 @@ def _dot_tile(format: DotFormat, isa: Isa, tokens: int) -> Any:
         with s.loop(n_blocks) as k:
             w_at = w + k * block_bytes
             for part, block in enumerate(format.unpack(s, isa, w_at)):
-                _prefetch(s, w_at, lines[part::parts], n_blocks * block_bytes, tokens)
+                _prefetch(s, w_at, lines[part::parts])
                 at = [x + x_stride * t + k * x_bytes + part * activations_q8.BYTES for t in range(tokens)]
                 _accumulate(s, isa, block, at, accs)
         _finish(s, accs, out, out_stride, residual)
