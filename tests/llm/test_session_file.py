@@ -45,6 +45,17 @@ def test_resuming_a_conversation(tiny: Path, prompt: list[int], tmp_path: Path, 
         assert (found.token_ids, found.timings.cached_tokens) == (expected.token_ids, 0)
 
 
+def test_portable_sessions(tiny: Path, prompt: list[int], tmp_path: Path) -> None:
+    path = tmp_path / "a.session"
+    with load(tiny, kv_type="f16", portable=True) as llm:
+        llm.generate([prompt], SamplingParams(max_tokens=1))
+        llm.save_session(path, prompt)
+    with load(tiny, portable=True) as llm:  # f16 by default
+        assert llm.load_session(path)[0] == prompt
+    with load(tiny, kv_type="f16") as llm, pytest.raises(RequestError, match="another setting of portable"):
+        llm.load_session(path)
+
+
 def test_tokens_that_were_never_computed(tiny: Path, prompt: list[int], tmp_path: Path) -> None:
     path = tmp_path / "a.session"
     with load(tiny) as llm:
@@ -97,6 +108,11 @@ def test_damaged_files(tiny: Path, saved: Path) -> None:
 
 def test_files_of_other_models(tiny: Path, saved: Path, tmp_path: Path) -> None:
     with load(tiny, kv_type="f16") as llm, pytest.raises(RequestError, match=r"another kv_type.*with the same kv_type"):
+        llm.load_session(saved)
+    with (
+        load(tiny, kv_type="f32", portable=True) as llm,
+        pytest.raises(RequestError, match=r"another setting of portable.*with the same portable"),
+    ):
         llm.load_session(saved)
     other = tmp_path / "other.gguf"
     data = bytearray(tiny.read_bytes())

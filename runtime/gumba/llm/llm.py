@@ -128,6 +128,7 @@ class LLM(ChatMixin, PoolingMixin):
             unload_after=config.unload_after,
             load=self._models.load,
         )
+        self._portable = config.portable
         n_ctx = self._engine.n_ctx
         if not loaded.config.causal:  # an encoder computes a text in one step
             n_ctx = min(n_ctx, loaded.max_batch_tokens)
@@ -306,8 +307,8 @@ class LLM(ChatMixin, PoolingMixin):
     def load_session(self, path: str | PathLike[str]) -> tuple[list[int], Any]:
         """Read a file that ``save_session`` wrote, and put its KV pages into the prefix cache; returns tokens and notes.
 
-        Raises RequestError if the file is not a session file, is damaged, or belongs to another model or kv_type;
-        ResourceError if the KV cache is too small for it.
+        Raises RequestError if the file is not a session file, is damaged, or was written with another model, kv_type or
+        ``portable``; ResourceError if the KV cache is too small for it.
         """
         lease = PageLease()
 
@@ -336,6 +337,7 @@ class LLM(ChatMixin, PoolingMixin):
         return {
             "model": self._fingerprint,
             "kv_type": kv.kv_type,
+            "portable": self._portable,
             "page_tokens": kv.page_tokens,
             "page_bytes": kv.part_bytes[False],
             "near_bytes": kv.part_bytes[True],

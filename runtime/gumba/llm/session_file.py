@@ -1,9 +1,9 @@
 """Session files: the tokens of a conversation and their KV pages, so that it can be resumed without a prefill.
 
-    8 bytes    b"gumbaKV3"
+    8 bytes    b"gumbaKV4"
     8 bytes    length of the header, little-endian
-    header     JSON: what the pages depend on (model, kv_type, page sizes), the number of tokens and of those with KV pages, the
-               application's notes
+    header     JSON: what the pages depend on (model, kv_type, portable, page sizes), the number of tokens and of those with
+               KV pages, the application's notes
     tokens     int32
     pages      ``page_bytes`` each, in order; from page ``near_from`` on followed by ``near_bytes`` of the layers with a window;
                the last page followed by ``state_bytes``
@@ -29,13 +29,14 @@ import numpy as np
 from gumba.errors import RequestError, ResourceError
 from gumba.files import atomic_file
 
-MAGIC = b"gumbaKV3"
+MAGIC = b"gumbaKV4"
 #: Longest header that is read.
 MAX_HEADER = 16 << 20
 #: Key of the header -> what is different if the values differ.
 _DIFFERENCES = {
     "model": "another model",
     "kv_type": "another kv_type",
+    "portable": "another setting of portable",
     "page_tokens": "other pages",
     "page_bytes": "other pages",
     "near_bytes": "other pages",
@@ -50,6 +51,7 @@ PageLayout = TypedDict(  # noqa: UP013 - these are keys of the file, not names o
     {
         "model": str,
         "kv_type": str,
+        "portable": bool,
         "page_tokens": int,
         "page_bytes": int,
         "near_bytes": int,
