@@ -48,13 +48,17 @@ class _Library(JITCodeLibrary):
     def _finalize_final_module(self) -> None:
         self._finalized = True
 
-    def emit(self, symbol: str) -> tuple[bytes, list[str]]:
+    def emit(self, symbol: str, inline_first: bool) -> tuple[bytes, list[str]]:
         """The object file, with ``symbol`` as its only name, and the names that it needs from outside."""
         self._ensure_finalized()
         module = self._final_module
         for value in [*module.functions, *module.global_variables]:
             if not value.is_declaration and value.name != symbol:
                 value.linkage = "internal"
+        if inline_first:
+            for function in module.functions:
+                if not function.is_declaration and function.name != symbol:
+                    function.add_function_attribute("alwaysinline")
         passes, builder = self._codegen._module_pass_manager()
         passes.run(module, builder)
         module.verify()
@@ -132,8 +136,13 @@ def parse_signature(signature: str) -> tuple[tuple[Any, ...], Any]:
     return arguments, result
 
 
-def compile_object(function: Callable[..., Any], signature: str, symbol: str) -> tuple[bytes, list[str]]:
-    """An object file with the C function ``symbol``, and the names it needs. ``signature``: of numbers (and void) only."""
+def compile_object(
+    function: Callable[..., Any], signature: str, symbol: str, inline_first: bool
+) -> tuple[bytes, list[str]]:
+    """An object file with the C function ``symbol``, and the names it needs. ``signature``: of numbers (and void) only.
+
+    ``inline_first``: see ``Kernel``.
+    """
     if numba.core.config.DISABLE_JIT:
         raise EngineError("NUMBA_DISABLE_JIT is set: gumba's kernels exist only as compiled code")
     with global_compiler_lock:
@@ -143,7 +152,7 @@ def compile_object(function: Callable[..., Any], signature: str, symbol: str) ->
         compiled = _Helper(function)._compiler.compile(arguments, result)
         _add_c_function(compiled, symbol)
         library: _Library = compiled.library
-        return library.emit(symbol)
+        return library.emit(symbol, inline_first)
 
 
 def _add_c_function(compiled: Any, symbol: str) -> None:

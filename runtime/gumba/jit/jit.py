@@ -116,7 +116,7 @@ def _load(path: Path, name: str, read: Callable[[Path], bytes] = kernel_cache.re
     return loaded
 
 
-def _make(function: Callable[..., Any], signature: str, name: str) -> Compiled:
+def _make(function: Callable[..., Any], signature: str, name: str, inline_first: bool = False) -> Compiled:
     """Load a function of numbers from the shipped kernels or the cache, or compile it and cache it."""
     with contextlib.suppress(FileNotFoundError):  # no sources: cache_folder says so
         for shipped in bundled.shipped_folders(kernel_cache.sources_hash()):
@@ -132,7 +132,7 @@ def _make(function: Callable[..., Any], signature: str, name: str) -> Compiled:
             return loaded
     _check_memory()
     with _watched(name, signature) as compiled:
-        return _compile(function, signature, name, path) if compiled is None else compiled
+        return _compile(function, signature, name, path, inline_first) if compiled is None else compiled
 
 
 def _check_memory() -> None:
@@ -142,14 +142,16 @@ def _check_memory() -> None:
         raise ResourceError(shortage("compiling kernels may need", need))
 
 
-def _compile(function: Callable[..., Any], signature: str, name: str, path: Path | None) -> Compiled:
+def _compile(
+    function: Callable[..., Any], signature: str, name: str, path: Path | None, inline_first: bool
+) -> Compiled:
     """Compile a function of numbers, and save it at ``path``."""
     began = time.perf_counter()
     from gumba.jit import codegen
 
     symbol = "gumba_" + os.urandom(8).hex()  # no other file, of this process or another, has it
     with _collecting_less():
-        code, needs = codegen.compile_object(function, signature, symbol)
+        code, needs = codegen.compile_object(function, signature, symbol, inline_first)
     missing = loader().missing(needs)
     if missing:
         raise EngineError(f"the compiled code of {name} needs {', '.join(missing)}, which this process does not have")
@@ -367,7 +369,10 @@ def entry(signature: str, *, variant: str = "") -> Callable[[Callable[..., Any]]
     return lambda function: Entry(function, signature, variant)
 
 
-def compile_cfunc(function: Callable[..., Any], signature: str, name: str) -> Compiled:
-    """Compile ``function`` (of numbers) to a C function, or take it from the cache; ``.address`` of the result is its address."""
+def compile_cfunc(function: Callable[..., Any], signature: str, name: str, *, inline_first: bool = False) -> Compiled:
+    """Compile ``function`` (of numbers) to a C function, or take it from the cache; ``.address`` of the result is its address.
+
+    ``inline_first``: see ``Kernel``.
+    """
     with _lock:
-        return _make(function, signature, name)
+        return _make(function, signature, name, inline_first)

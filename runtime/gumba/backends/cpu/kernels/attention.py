@@ -215,7 +215,7 @@ def attention(isa: Isa, pages: PageFormat, variant: Variant = PLAIN) -> Kernel:
     merge_rows, parts_of_context = _merge_rows(isa, variant), _parts_of_context(variant)
     sourced = variant.target or variant.cross
 
-    @kernel(variant=f"{isa.name},{pages.name}{variant.name}")
+    @kernel(variant=f"{isa.name},{pages.name}{variant.name}", inline_first=True)
     def attention(
         batch, thread, n_threads, view, q, out, stride, out_stride, memory, geo, scratch, scratch_bytes, partials,
         scale: f4, cap: f4,
