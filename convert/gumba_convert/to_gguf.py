@@ -38,7 +38,7 @@ from gumba_convert.families import family_of
 from gumba_convert.gguf_writer import TensorInfo, Value, data_size, header, padding, string, u32
 from gumba_convert.metadata import general
 from gumba_convert.metadata.generation import generation_metadata
-from gumba_convert.quantize.recipe import FILE_TYPES, canonical, sizes, tensor_formats
+from gumba_convert.quantize.recipe import DEFAULT_TYPE, ENCODER_TYPE, FILE_TYPES, canonical, sizes, tensor_formats
 from gumba_convert.vocabulary.vocabulary import Vocabulary, read_vocabulary
 
 QUANTIZATION_VERSION = 2
@@ -64,7 +64,7 @@ def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    type: str = "q6_k",
+    type: str | None = None,
     pure: bool = False,
     progress: Progress | None = None,
     n_threads: int | None = None,
@@ -82,7 +82,8 @@ def convert(
             is replaced, any other existing file is an error.
         type: in any case: "f32", "f16", "bf16"; "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0"; the mixtures "q5_k_m", "q5_k_s",
             "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"; "mxfp4_moe"; "q2_0", "tq2_0", "tq1_0",
-            "q1_0"; "q5_k", "q4_k" and "q3_k" mean those ending in "_m". Norms and biases stay F32.
+            "q1_0"; "q5_k", "q4_k" and "q3_k" mean those ending in "_m". Norms and biases stay F32. None: "q8_0" for encoders
+            (BERT and its kind), "q6_k" for all others.
         pure: give every matrix that format. Otherwise the output matrix, and in mixtures others, get more bits where
             llama.cpp gives them.
         progress: called with "convert", the bytes written so far and the size of the file.
@@ -97,12 +98,13 @@ def convert(
         ResourceError: too little disk space.
     """
     started = time.perf_counter()
-    type, out = canonical(type), Path(out)
+    named, out = None if type is None else canonical(type), Path(out)
     _check_target(out)
     folder, title = _locate(source, revision, cache_dir)
     _check_outside(out, folder)
     checkpoint = open_checkpoint(folder)
     plan = family_of(checkpoint).plan(checkpoint)
+    type = named or _default_type(plan)
     vocabulary = read_vocabulary(checkpoint, plan.n_vocab, pre_tokenizer=pre_tokenizer)
     formats = _formats(plan, type, pure)
     _check_encoders(type, formats)
@@ -134,6 +136,11 @@ def convert(
             *generation_warnings,
         ),
     )
+
+
+def _default_type(plan: Plan) -> str:
+    causal = plan.metadata.get(f"{plan.architecture}.attention.causal")
+    return ENCODER_TYPE if causal is not None and not causal.value else DEFAULT_TYPE
 
 
 def _metadata(

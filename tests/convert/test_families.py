@@ -36,6 +36,15 @@ def test_every_family_is_in_the_table() -> None:
     assert modules == {module.__name__.rpartition(".")[2] for module in families.MODULES}
 
 
+@pytest.mark.parametrize(
+    ("name", "type"), [("llama", "q6_k"), ("bert", "q8_0"), ("modern bert", "q8_0"), ("t5", "q6_k")]
+)
+def test_the_default_type_of_encoders_is_another(tmp_path: Path, name: str, type: str) -> None:
+    write(tmp_path / "hf", FAMILIES[name], checkpoint_tensors(FAMILIES[name]))
+    assert convert(tmp_path / "hf", tmp_path / "out.gguf").type == type
+    assert convert(tmp_path / "hf", tmp_path / "out.gguf", type="Q4_1").type == "q4_1"
+
+
 def test_every_architecture_has_a_golden() -> None:
     """tools/make_arch_goldens.py made a file and transformers' results for each."""
     data = Path(__file__).parent.parent / "data"

@@ -51,6 +51,8 @@ FILE_TYPES = {
     "tq1_0": FileType(36, "tq1_0"),
     "q1_0": FileType(40, "q1_0"),
 }
+#: Types where none is named, as measured (docs/commands.md, "Types of converted files"): of encoders, and of all others.
+ENCODER_TYPE, DEFAULT_TYPE = "q8_0", "q6_k"
 #: Names of K types without a size mean the medium one, as in llama.cpp.
 ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 FLOATS = ("f32", "f16", "bf16")

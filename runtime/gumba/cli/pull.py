@@ -42,7 +42,7 @@ def pull(args: argparse.Namespace) -> int:
             rows.append([name, f"{model.requirement} (Python wheel{here})", model.title.rpartition(" ")[2]])
         for name, source in store.ON_HUB.items():
             repository, _, type = source.partition(":")
-            rows.append([name, repository, type or f"converted to {store.CONVERTED_TYPE}"])
+            rows.append([name, repository, type or "converted"])
         print(table(rows))
         return 0
     path = find_model(args.name, args.revision, check=True)

@@ -6,13 +6,11 @@ and the state of commands in ``state`` of the state folder; ``GUMBA_HOME`` sets 
 of a hub stay in the cache of the hub's own library.
 """
 
-from gumba.store.converted import CONVERTED_TYPE
 from gumba.store.folders import converted_folder, models_folder, state_folder
 from gumba.store.known import DEFAULT_MODEL, KNOWN, ON_HUB, KnownModel, did_you_mean, known_names
 from gumba.store.resolver import local_path, names_missing_file, pulled, resolve
 
 __all__ = [
-    "CONVERTED_TYPE",
     "DEFAULT_MODEL",
     "KNOWN",
     "ON_HUB",

@@ -13,37 +13,36 @@ from gumba.hub.reference import Reference
 from gumba.store.folders import converted_folder, unusable
 from gumba.store.wheel import Progress
 
-#: Measured in docs/commands.md, "Types of converted files".
-CONVERTED_TYPE = "q6_k"
-
 
 def conversion_of_folder(folder: Path, progress: Progress | None) -> Path:
     """The GGUF file of the Hugging Face folder ``folder``, converted unless an up-to-date conversion is cached."""
     if not (folder / "config.json").is_file():
         raise RequestError(f"{folder}: a folder without config.json; expected a GGUF file or a Hugging Face folder")
-    return _convert(str(folder.resolve()), folder.resolve().name, None, folder, progress, CONVERTED_TYPE)
+    return _convert(str(folder.resolve()), folder.resolve().name, None, folder, progress, None)
 
 
-def converted_type(reference: Reference) -> str:
-    """The file type that a hub's checkpoint is converted to: the reference's, or CONVERTED_TYPE.
+def converted_type(reference: Reference) -> str | None:
+    """The file type that a hub's checkpoint is converted to: the reference's; None: the best for this model.
 
     Raises ConvertError for one that conversion does not know.
     """
     from gumba_convert.quantize.recipe import canonical
 
-    return CONVERTED_TYPE if reference.type is None else canonical(reference.type)
+    return None if reference.type is None else canonical(reference.type)
 
 
-def conversion_of_checkpoint(reference: Reference, folder: Path, progress: Progress | None, type: str) -> Path:
+def conversion_of_checkpoint(reference: Reference, folder: Path, progress: Progress | None, type: str | None) -> Path:
     """The GGUF file of a hub's checkpoint in the local folder ``folder``, converted unless the conversion is cached."""
     identity = f"{reference}@{reference.revision}" if reference.revision else str(reference)
-    if reference.type is not None:  # beside the conversion to the default type
+    if type is not None:  # beside the conversion to the default type
         identity += f":{type}"
     title = str(reference).replace("/", "--").replace(":", "--")
     return _convert(identity, title, reference.repository.rpartition("/")[2], folder, progress, type)
 
 
-def _convert(identity: str, title: str, name: str | None, folder: Path, progress: Progress | None, type: str) -> Path:
+def _convert(
+    identity: str, title: str, name: str | None, folder: Path, progress: Progress | None, type: str | None
+) -> Path:
     """Convert ``folder`` into the cache; the file name contains hashes of ``identity`` and of the folder's state.
 
     ``name`` becomes ``general.name``; None: the checkpoint determines it.
@@ -66,7 +65,7 @@ def _convert(identity: str, title: str, name: str | None, folder: Path, progress
     return target
 
 
-def _state(folder: Path, type: str) -> str:
+def _state(folder: Path, type: str | None) -> str:
     """A hash that changes when a file of the checkpoint, the type or gumba's version changes.
 
     It includes the subfolders of sentence-transformers' modules, such as ``1_Pooling``, and no others.
