@@ -88,4 +88,4 @@ def test_one_file_decides_how_numba_compiles() -> None:
     assert users - NUMBA_USERS == NUMBA_ELSEWHERE
     assert users >= NUMBA_USERS
     flags = (PACKAGE / FLAGS).read_text(encoding="utf-8")
-    assert "FLAGS: dict[str, Any] = {" in flags and '"fastmath"' not in flags
+    assert "FLAGS: dict[str, bool | str] = {" in flags and '"fastmath"' not in flags

@@ -10,23 +10,29 @@ nothing: so an object file refers to nothing but C's mathematical library (and m
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numba
+from llvmlite import binding as llvm
 from llvmlite import ir
 from numba.core import sigutils, types
+from numba.core.base import BaseContext
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler, Flags, compile_extra
+from numba.core.compiler import Compiler, CompileResult, Flags, compile_extra
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import _FunctionCompiler
 from numba.core.registry import CPUDispatcher, cpu_target
-from numba.core.typing.templates import AbstractTemplate
+from numba.core.typing import Context
+from numba.core.typing.templates import AbstractTemplate, Signature
 
 from gumba.errors import EngineError
 
+#: Generates the code of a call: (context, builder, signature, arguments) -> result.
+CodeGenerator: TypeAlias = Callable[[BaseContext, ir.IRBuilder, Signature, Sequence[ir.Value]], ir.Value]
+
 #: Never ``fastmath=True``: masks need infinities, and every sum keeps its written order.
-FLAGS: dict[str, Any] = {
+FLAGS: dict[str, bool | str] = {
     "nopython": True,
     "nogil": True,
     "error_model": "numpy",
@@ -39,7 +45,7 @@ FLAGS: dict[str, Any] = {
 class _Library(JITCodeLibrary):
     """A function in LLVM's language, linked with its helpers; neither optimised nor emitted."""
 
-    def _optimize_functions(self, ll_module: Any) -> None:
+    def _optimize_functions(self, ll_module: llvm.ModuleRef) -> None:
         ll_module.data_layout = self._codegen._data_layout
 
     def _optimize_final_module(self) -> None:
@@ -67,14 +73,14 @@ class _Library(JITCodeLibrary):
         return self._codegen._tm.emit_object(module), needed
 
 
-_context: Any = cpu_target.target_context
-_typing: Any = cpu_target.typing_context
+_context: BaseContext = cpu_target.target_context
+_typing: Context = cpu_target.typing_context
 
 
 class _HelperCompiler(_FunctionCompiler):
     """Compiles to a ``_Library``, and registers that with numba: no Python function is built from it."""
 
-    def _compile_core(self, args: Any, return_type: Any) -> Any:
+    def _compile_core(self, args: tuple[types.Type, ...], return_type: types.Type) -> CompileResult:
         flags = Flags()
         _Helper.targetdescr.options.parse_as_flags(flags, FLAGS)
         flags.no_compile = True
@@ -89,55 +95,55 @@ class _HelperCompiler(_FunctionCompiler):
 class _Helper(CPUDispatcher):
     """A function that other compiled functions call."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., object]) -> None:
         super().__init__(function, targetoptions=FLAGS)
         self._compiler = _HelperCompiler(function, self.targetdescr, FLAGS, {}, Compiler)
 
-    def add_overload(self, compiled: Any) -> None:
+    def add_overload(self, compiled: CompileResult) -> None:
         self.overloads[compiled.signature.args] = compiled
 
-    def get_overload(self, signature: Any) -> Any:
+    def get_overload(self, signature: Signature) -> JITCodeLibrary:
         """What the context knows the function by."""
         return self.overloads[tuple(sigutils.normalize_signature(signature)[0])].library
 
 
-def helper(function: Callable[..., Any]) -> Any:
+def helper(function: Callable[..., object]) -> _Helper:
     """What numba takes for a function that is called only from compiled functions (its ``_numba_type_`` refers to it weakly)."""
     return _Helper(function)
 
 
-def intrinsic_type(define: Callable[..., Any]) -> Any:
+def intrinsic_type(define: Callable[..., tuple[Signature, CodeGenerator]]) -> types.Function:
     """Numba's type of a function that ``define(typing_context, *arguments)`` gives as (signature, code generator).
 
     Numba's own ``intrinsic`` puts generators into registries that all contexts of the process share, and starts them up.
     """
-    known: dict[Any, Any] = {}
-    generators: dict[Any, Any] = {}
+    known: dict[tuple[types.Type, ...], Signature] = {}
+    generators: dict[tuple[types.Type, ...], CodeGenerator] = {}
 
     class Template(AbstractTemplate):
         key = define
 
-        def generic(self, args: Any, kws: Any) -> Any:
+        def generic(self, args: tuple[types.Type, ...], kws: dict[str, types.Type]) -> Signature:
             if args not in known:
                 known[args], generator = define(self.context, *args)
                 generators[known[args].args] = generator
                 _context.insert_func_defn([(generator, generator, known[args].args)])
             return known[args]
 
-        def get_impl_key(self, sig: Any) -> Any:
+        def get_impl_key(self, sig: Signature) -> CodeGenerator:
             return generators[sig.args]
 
     return types.Function(Template)
 
 
-def parse_signature(signature: str) -> tuple[tuple[Any, ...], Any]:
+def parse_signature(signature: str) -> tuple[tuple[types.Type, ...], types.Type]:
     """Argument types and result type of a signature in numba's notation."""
     arguments, result = sigutils.normalize_signature(signature)
     return arguments, result
 
 
 def compile_object(
-    function: Callable[..., Any], signature: str, symbol: str, inline_first: bool
+    function: Callable[..., object], signature: str, symbol: str, inline_first: bool
 ) -> tuple[bytes, list[str]]:
     """An object file with the C function ``symbol``, and the names it needs. ``signature``: of numbers (and void) only.
 
@@ -155,7 +161,7 @@ def compile_object(
         return library.emit(symbol, inline_first)
 
 
-def _add_c_function(compiled: Any, symbol: str) -> None:
+def _add_c_function(compiled: CompileResult, symbol: str) -> None:
     """Add a C function that calls numba's (which returns a status, and its result through a pointer)."""
     call_conv, description = _context.call_conv, compiled.fndesc
     module = _context.create_module("c_function")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gumba.jit.jit import inline
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 
 @inline
-def sift(heap: Any, root: int, size: int) -> None:
+def sift(heap: NDArray[np.generic], root: int, size: int) -> None:
     """Restore the heap (smallest on top) of ``heap[:size]`` below ``root``."""
     value = heap[root]
     while True:
@@ -25,7 +29,7 @@ def sift(heap: Any, root: int, size: int) -> None:
 
 
 @inline
-def heapify(heap: Any, size: int) -> None:
+def heapify(heap: NDArray[np.generic], size: int) -> None:
     """Make a heap, smallest on top, of ``heap[:size]``."""
     for i in range(size // 2 - 1, -1, -1):
         sift(heap, i, size)

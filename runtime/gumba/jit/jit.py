@@ -27,9 +27,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from gumba.errors import EngineError, ResourceError
 from gumba.jit import bundled, kernel_cache
@@ -38,8 +38,18 @@ from gumba.memory import address_space_left, shortage
 
 if TYPE_CHECKING:
     import numpy as np
+    from llvmlite import ir
+    from numba.core.base import BaseContext
+    from numba.core.dispatcher import Dispatcher
+    from numba.core.types import Type
+    from numba.core.typing import Context
+    from numba.core.typing.templates import Signature
+
+    from gumba.jit.codegen import CodeGenerator
 
 log = logging.getLogger("gumba")
+
+R = TypeVar("R")
 
 
 @contextlib.contextmanager
@@ -116,7 +126,7 @@ def _load(path: Path, name: str, read: Callable[[Path], bytes] = kernel_cache.re
     return loaded
 
 
-def _make(function: Callable[..., Any], signature: str, name: str, inline_first: bool = False) -> Compiled:
+def _make(function: Callable[..., object], signature: str, name: str, inline_first: bool = False) -> Compiled:
     """Load a function of numbers from the shipped kernels or the cache, or compile it and cache it."""
     with contextlib.suppress(FileNotFoundError):  # no sources: cache_folder says so
         for shipped in bundled.shipped_folders(kernel_cache.sources_hash()):
@@ -143,7 +153,7 @@ def _check_memory() -> None:
 
 
 def _compile(
-    function: Callable[..., Any], signature: str, name: str, path: Path | None, inline_first: bool
+    function: Callable[..., object], signature: str, name: str, path: Path | None, inline_first: bool
 ) -> Compiled:
     """Compile a function of numbers, and save it at ``path``."""
     began = time.perf_counter()
@@ -167,52 +177,62 @@ def _compile(
     return compiled
 
 
-class Inline:
+class Inline(Generic[R]):
     """A function called only from other compiled functions. While they are compiled, numba treats it as one of its own."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., R]) -> None:
         self.py_func = function
         functools.update_wrapper(self, function)
 
     @functools.cached_property
-    def _helper(self) -> Any:
+    def _helper(self) -> Dispatcher:
         from gumba.jit import codegen
 
         return codegen.helper(self.py_func)
 
     @property
-    def _numba_type_(self) -> Any:
+    def _numba_type_(self) -> Type:
         return self._helper._numba_type_
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: object) -> R:
         """The uncompiled function."""
         return self.py_func(*args)
 
 
-def inline(function: Callable[..., Any]) -> Inline:
+def inline(function: Callable[..., R]) -> Inline[R]:
     """A function called only from other compiled functions; compiled together with its caller."""
     return Inline(function)
 
 
-class Intrinsic:
-    """A function of compiled functions whose code ``define(typing_context, *arguments)`` generates (see numba's intrinsic)."""
+class Intrinsic(Generic[R]):
+    """A function of compiled functions that numba's intrinsic would make.
 
-    def __init__(self, define: Callable[..., Any]) -> None:
+    ``define(typing_context, *arguments)`` gives its signature and the generator of its code.
+    """
+
+    def __init__(self, define: Callable[..., tuple[Signature, CodeGenerator]]) -> None:
         self._define = define
-        wrapper: Any = self
-        functools.update_wrapper(wrapper, define)
+        functools.update_wrapper(self, define)
 
     @functools.cached_property
-    def _numba_type_(self) -> Any:
+    def _numba_type_(self) -> Type:
         from gumba.jit import codegen
 
         return codegen.intrinsic_type(self._define)
+
+    def __call__(self, *args: object) -> R:
+        raise TypeError(f"{self._define.__name__} can be called only from compiled functions")
 
 
 #: A lazy ``numba.extending.intrinsic``: the definition runs, and imports what it needs, when something is compiled.
 intrinsic = Intrinsic
 
-_NUMBERS: dict[str, Any] = {"i8": ctypes.c_int64, "f8": ctypes.c_double, "f4": ctypes.c_float, "void": None}
+#: Types of numbers. The only other result is void.
+_NUMBERS: dict[str, type[ctypes._SimpleCData[Any]]] = {
+    "i8": ctypes.c_int64,
+    "f8": ctypes.c_double,
+    "f4": ctypes.c_float,
+}
 _ELEMENTS = {
     "i1": "int8", "i4": "int32", "i8": "int64", "u1": "uint8", "u2": "uint16", "u4": "uint32", "f4": "float32", "f8": "float64",
 }  # fmt: skip
@@ -235,7 +255,7 @@ class Entry:
     An array argument must be C-contiguous and have exactly the signature's type; TypeError if not.
     """
 
-    def __init__(self, function: Callable[..., Any], signature: str, variant: str) -> None:
+    def __init__(self, function: Callable[..., object], signature: str, variant: str) -> None:
         self.name = f"{function.__module__.removeprefix('gumba.')}.{function.__name__}[{variant}]"
         self.py_func = function
         self.signature = signature
@@ -249,7 +269,7 @@ class Entry:
             if self._call is None:
                 words, kinds = self._flat()
                 compiled = _make(self._trampoline(words), self._flat_signature, self.name)
-                kind = ctypes.CFUNCTYPE(_NUMBERS[self._result], *(_NUMBERS[k] for k in kinds))
+                kind = ctypes.CFUNCTYPE(_NUMBERS.get(self._result), *(_NUMBERS[k] for k in kinds))
                 self._call = kind(compiled.address)
 
     @property
@@ -267,9 +287,9 @@ class Entry:
         kinds = [k for e, n in self._arguments for k in (["i8"] * (1 + n) if n else [e])]
         return names, kinds
 
-    def _trampoline(self, names: list[list[str]]) -> Callable[..., Any]:
+    def _trampoline(self, names: list[list[str]]) -> Callable[..., object]:
         """A function of numbers: an array is passed as its address and shape."""
-        scope: dict[str, Any] = {"__name__": __name__, "function": inline(self.py_func)}
+        scope: dict[str, object] = {"__name__": __name__, "function": inline(self.py_func)}
         passed = []
         for own, (element, dimensions) in zip(names, self._arguments):
             scope[f"{element}_{dimensions}"] = array_at(element, dimensions) if dimensions else None
@@ -278,22 +298,21 @@ class Entry:
             f"def trampoline({', '.join(n for own in names for n in own)}):\n    return function({', '.join(passed)})\n",
             scope,
         )
-        trampoline: Callable[..., Any] = scope["trampoline"]
-        return trampoline
+        return cast("Callable[..., object]", scope["trampoline"])
 
     @property
-    def bare(self) -> Any:
+    def bare(self) -> Callable[..., Any]:
         """The compiled function itself, for callers on a hot path: it takes numbers only, and arrays as address and shape."""
-        self.compile()
+        if self._call is None:
+            self.compile()
+        assert self._call is not None
         return self._call
 
     def __call__(self, *args: Any) -> Any:
-        if self._call is None:
-            self.compile()
-        call: Any = self._call
+        call = self._call or self.bare
         if len(args) != len(self._arguments):
             raise TypeError(f"{self.name} takes {len(self._arguments)} arguments, not {len(args)}")
-        flat: list[Any] = []
+        flat: list[object] = []
         for value, (element, dimensions) in zip(args, self._arguments):
             if dimensions == 0:
                 flat.append(value)
@@ -307,7 +326,7 @@ class Entry:
 
 
 @functools.cache
-def array_at(element: str, dimensions: int = 1) -> Intrinsic:
+def array_at(element: str, dimensions: int = 1) -> Intrinsic[Any]:
     """A function ``(address, *shape)`` of compiled functions: the C-contiguous array there. Nothing is checked."""
     names = ", ".join(f"n{d}" for d in range(dimensions))
     scope: dict[str, Any] = {"define": _define_array, "element": element, "dimensions": dimensions}
@@ -315,18 +334,18 @@ def array_at(element: str, dimensions: int = 1) -> Intrinsic:
     return Intrinsic(scope["array"])
 
 
-def _define_array(element: str, dimensions: int) -> Any:
+def _define_array(element: str, dimensions: int) -> tuple[Signature, CodeGenerator]:
     from numba import types
     from numba.np import arrayobj
 
-    kind: Any = getattr(types, _ELEMENTS[element])
+    kind = getattr(types, _ELEMENTS[element])
     array = types.Array(kind, dimensions, "C")
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def codegen(context: BaseContext, builder: ir.IRBuilder, sig: Signature, args: Sequence[ir.Value]) -> ir.Value:
         strides = [context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind)))]
         for size in reversed(args[2:]):
             strides.insert(0, builder.mul(strides[0], size))
-        value: Any = arrayobj.make_array(array)(context, builder)
+        value = arrayobj.make_array(array)(context, builder)
         arrayobj.populate_array(
             value,
             data=builder.inttoptr(args[0], context.get_data_type(kind).as_pointer()),
@@ -341,19 +360,19 @@ def _define_array(element: str, dimensions: int) -> Any:
 
 
 @functools.cache
-def record_at(layout: np.dtype[Any]) -> Intrinsic:
+def record_at(layout: np.dtype[np.void]) -> Intrinsic[Any]:
     """A function ``(address)`` of compiled functions: the record of the structured dtype ``layout`` there.
 
     Its fields are attributes, read from memory where they are used. Nothing is checked.
     """
 
-    def define(typingctx: Any, address: Any) -> Any:
+    def define(typingctx: Context, address: Type) -> tuple[Signature, CodeGenerator]:
         from numba import types
         from numba.np import numpy_support
 
-        kind: Any = numpy_support.from_dtype(layout)
+        kind = numpy_support.from_dtype(layout)
 
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        def codegen(context: BaseContext, builder: ir.IRBuilder, sig: Signature, args: Sequence[ir.Value]) -> ir.Value:
             return builder.inttoptr(args[0], context.get_value_type(kind))
 
         return kind(types.int64), codegen
@@ -361,7 +380,7 @@ def record_at(layout: np.dtype[Any]) -> Intrinsic:
     return Intrinsic(define)
 
 
-def entry(signature: str, *, variant: str = "") -> Callable[[Callable[..., Any]], Entry]:
+def entry(signature: str, *, variant: str = "") -> Callable[[Callable[..., object]], Entry]:
     """A function that Python calls. ``signature`` in numba's notation: i8, f4, f8 and C-contiguous arrays of 1 or 2 dimensions.
 
     ``variant`` tells apart the functions that one factory makes (it must name everything that the closure varies).
@@ -369,7 +388,9 @@ def entry(signature: str, *, variant: str = "") -> Callable[[Callable[..., Any]]
     return lambda function: Entry(function, signature, variant)
 
 
-def compile_cfunc(function: Callable[..., Any], signature: str, name: str, *, inline_first: bool = False) -> Compiled:
+def compile_cfunc(
+    function: Callable[..., object], signature: str, name: str, *, inline_first: bool = False
+) -> Compiled:
     """Compile ``function`` (of numbers) to a C function, or take it from the cache; ``.address`` of the result is its address.
 
     ``inline_first``: see ``Kernel``.

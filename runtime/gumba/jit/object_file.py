@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from gumba.jit import kernel_cache
 
@@ -33,7 +32,7 @@ def compiler_settings() -> dict[str, str | None]:
     return {name: _written(value, _SETTINGS[name]) for name, value in values.items()}
 
 
-def _written(value: Any, default: str | None) -> str | None:
+def _written(value: object, default: str | None) -> str | None:
     """A setting as one would write it; None for what numba takes anyway, so that it is the same before and after its import."""
     text = {"True": "1", "False": "0"}.get(str(value), str(value)).removeprefix("_OptLevel(").removesuffix(")")
     return None if text in ("None", default) else text
@@ -54,10 +53,10 @@ class Loader:
     def __init__(self) -> None:
         import llvmlite.binding as llvm
 
-        self._llvm: Any = llvm
+        self._llvm = llvm
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        self._engines: list[Any] = []
+        self._engines: list[llvm.ExecutionEngine] = []
 
     def missing(self, needed: list[str]) -> list[str]:
         """The names that this process does not have."""

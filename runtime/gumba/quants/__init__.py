@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,7 +149,7 @@ def prepare_check() -> None:
 
 
 def quantize(
-    name_or_id: str | int, x: NDArray[Any], out: NDArray[np.uint8] | None = None, *, n_threads: int | None = None
+    name_or_id: str | int, x: NDArray[np.generic], out: NDArray[np.uint8] | None = None, *, n_threads: int | None = None
 ) -> NDArray[np.uint8]:
     """``get(name_or_id).quantize`` on ``n_threads`` threads (None: all processors of this process).
 

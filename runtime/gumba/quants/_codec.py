@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from gumba.errors import ModelError, RequestError, UnsupportedError
 
 if TYPE_CHECKING:  # imports llvmlite
     from gumba.jit.jit import Entry
+
+T = TypeVar("T", bound=np.generic)
 
 #: Values converted at a time; a whole number of blocks of every format.
 CHUNK = 1 << 18
@@ -38,7 +40,7 @@ class Codec:
     loops: Callable[[], tuple[Entry | None, Entry]]
 
     def quantize(
-        self, x: NDArray[Any], out: NDArray[np.uint8] | None = None, *, n_threads: int = 1
+        self, x: NDArray[np.generic], out: NDArray[np.uint8] | None = None, *, n_threads: int = 1
     ) -> NDArray[np.uint8]:
         """Encode ``x``: float32, float16, or bfloat16 as uint16, ``[..., n]``; n is a multiple of the block size.
 
@@ -119,27 +121,27 @@ class Codec:
         raise ModelError(f"value {values.reshape(-1)[at]:g} at [{index}]: {why}")
 
 
-def _address(array: NDArray[Any]) -> int:
+def _address(array: NDArray[np.generic]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def _plain(array: NDArray[Any], alignment: int) -> NDArray[Any]:
+def _plain(array: NDArray[T], alignment: int) -> NDArray[T]:
     """The same numbers, contiguous and at an aligned address; copied only if they are not."""
     array = np.ascontiguousarray(array)
     return array.copy() if _address(array) % alignment else array
 
 
-def _widener(dtype: np.dtype[Any]) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+def _widener(dtype: np.dtype[np.generic]) -> Callable[[NDArray[np.generic]], NDArray[np.float32]]:
     """The conversion of values of this type to float32."""
     if dtype == np.float32:
-        return lambda x: _plain(x, 4)
+        return lambda x: _plain(cast("NDArray[np.float32]", x), 4)
     if dtype not in (np.float16, np.uint16):
         raise RequestError(f"weights must be float32, float16, or bfloat16 as uint16, not {dtype}")
     from gumba.quants import _compiled
 
     loop = _ready(_compiled.widen_f16 if dtype == np.float16 else _compiled.widen_bf16)
 
-    def widen(x: NDArray[Any]) -> NDArray[np.float32]:
+    def widen(x: NDArray[np.generic]) -> NDArray[np.float32]:
         narrow = _plain(x, 2)
         values = np.empty(narrow.size, np.float32)
         loop(_address(narrow), _address(values), narrow.size, 1)
@@ -148,7 +150,7 @@ def _widener(dtype: np.dtype[Any]) -> Callable[[NDArray[Any]], NDArray[np.float3
     return widen
 
 
-def _output(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _output(out: NDArray[T] | None, shape: tuple[int, ...], dtype: np.dtype[T]) -> NDArray[T]:
     if out is None:
         return np.empty(shape, dtype)
     if out.dtype != dtype or out.shape != shape:

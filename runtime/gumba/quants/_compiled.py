@@ -10,13 +10,25 @@ vector's lanes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llvmlite import ir
 
 from gumba.jit.jit import array_at, entry, inline, intrinsic
 from gumba.simd.value import I8, I64
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numba.core.base import BaseContext
+    from numba.core.types import Type
+    from numba.core.typing import Context
+    from numba.core.typing.templates import Signature
+    from numpy.typing import NDArray
+
+    from gumba.jit.codegen import CodeGenerator
+    from gumba.jit.jit import Intrinsic
 
 #: Every encoder: (float32 values, blocks out, number of blocks, values in a block) -> 1 if any is not finite, or 0.
 #: Every decoder: (blocks, float32 values out, number of blocks, values in a block) -> 0.
@@ -25,21 +37,21 @@ SIGNATURE = "i8(i8, i8, i8, i8)"
 codec_entry = entry(SIGNATURE)
 
 #: Functions ``(address, n)`` giving the array of n numbers at an address. Nothing is checked.
-f32_at: Any = array_at("f4")
-u32_at: Any = array_at("u4")
-u16_at: Any = array_at("u2")
-u8_at: Any = array_at("u1")
-i8_at: Any = array_at("i1")
+f32_at: Intrinsic[NDArray[np.float32]] = array_at("f4")
+u32_at: Intrinsic[NDArray[np.uint32]] = array_at("u4")
+u16_at: Intrinsic[NDArray[np.uint16]] = array_at("u2")
+u8_at: Intrinsic[NDArray[np.uint8]] = array_at("u1")
+i8_at: Intrinsic[NDArray[np.int8]] = array_at("i1")
 
 
-def scratch(n_bytes: int) -> Any:
+def scratch(n_bytes: int) -> Intrinsic[int]:
     """A function ``()`` giving the address of ``n_bytes`` on the stack of the compiled function that calls it."""
 
     @intrinsic
-    def allocate(typingctx: Any) -> Any:
+    def allocate(typingctx: Context) -> tuple[Signature, CodeGenerator]:
         from numba import types
 
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        def codegen(context: BaseContext, builder: ir.IRBuilder, sig: Signature, args: Sequence[ir.Value]) -> ir.Value:
             with builder.goto_entry_block():
                 memory = builder.alloca(ir.ArrayType(I8, n_bytes))
             memory.align = 64
@@ -50,34 +62,34 @@ def scratch(n_bytes: int) -> Any:
     return allocate
 
 
-@intrinsic
-def _float_bits(typingctx: Any, x: Any) -> Any:
+def _float_bits(typingctx: Context, x: Type) -> tuple[Signature, CodeGenerator]:
     """The 32 bits of a float32 as a uint32."""
     from numba import types
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def codegen(context: BaseContext, builder: ir.IRBuilder, sig: Signature, args: Sequence[ir.Value]) -> ir.Value:
         return builder.bitcast(args[0], context.get_value_type(types.uint32))
 
     return types.uint32(types.float32), codegen
 
 
-@intrinsic
-def _bits_float(typingctx: Any, bits: Any) -> Any:
+float_bits: Intrinsic[np.uint32] = intrinsic(_float_bits)
+
+
+def _bits_float(typingctx: Context, bits: Type) -> tuple[Signature, CodeGenerator]:
     """The float32 with these 32 bits."""
     from numba import types
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def codegen(context: BaseContext, builder: ir.IRBuilder, sig: Signature, args: Sequence[ir.Value]) -> ir.Value:
         return builder.bitcast(args[0], context.get_value_type(types.float32))
 
     return types.float32(types.uint32), codegen
 
 
-float_bits: Any = _float_bits
-bits_float: Any = _bits_float
+bits_float: Intrinsic[np.float32] = intrinsic(_bits_float)
 
 
 @inline
-def f32_to_f16(x: float) -> Any:
+def f32_to_f16(x: float) -> np.uint16:
     """float32 -> the bits of the nearest float16, ties to even (IEEE 754); too large gives infinity, NaN gives 0x7E00.
 
     In a normal number 13 bits of the fraction are dropped after adding half a unit, and the exponent's bias goes from
@@ -95,7 +107,7 @@ def f32_to_f16(x: float) -> Any:
 
 
 @inline
-def f16_to_f32(half: int) -> Any:
+def f16_to_f32(half: int) -> np.float32:
     """The bits of a float16 -> the same number as a float32 (exact)."""
     size = np.uint32(np.uint32(half) & np.uint32(0x7FFF))
     bits = np.uint32(np.uint32(size << np.uint32(13)) + np.uint32(112 << 23))
@@ -106,22 +118,22 @@ def f16_to_f32(half: int) -> Any:
 
 
 @inline
-def read_f16(block: Any, at: int) -> Any:
+def read_f16(block: NDArray[np.uint8], at: int) -> np.float32:
     """The float16 stored little-endian in bytes ``at`` and ``at`` + 1, as a float32."""
     return f16_to_f32(np.uint32(block[at]) | np.uint32(np.uint32(block[at + 1]) << np.uint32(8)))
 
 
 @inline
-def write_f16(block: Any, at: int, x: float) -> Any:
+def write_f16(block: NDArray[np.uint8], at: int, x: float) -> bool:
     """Store a float32 as a little-endian float16; True when that is finite."""
     half = f32_to_f16(x)
     block[at] = np.uint8(half & 0xFF)
     block[at + 1] = np.uint8(half >> 8)
-    return (half & 0x7C00) != 0x7C00
+    return bool((half & 0x7C00) != 0x7C00)
 
 
 @inline
-def read_u32(block: Any, at: int) -> Any:
+def read_u32(block: NDArray[np.uint8], at: int) -> np.uint32:
     """The little-endian 32-bit integer in bytes ``at`` to ``at`` + 3."""
     low = np.uint32(block[at]) | np.uint32(np.uint32(block[at + 1]) << np.uint32(8))
     high = np.uint32(block[at + 2]) | np.uint32(np.uint32(block[at + 3]) << np.uint32(8))
@@ -129,47 +141,47 @@ def read_u32(block: Any, at: int) -> Any:
 
 
 @inline
-def write_u32(block: Any, at: int, bits: int) -> None:
+def write_u32(block: NDArray[np.uint8], at: int, bits: int) -> None:
     """Store 32 bits little-endian."""
     for i in range(4):
         block[at + i] = np.uint8(bits >> np.uint32(8 * i))
 
 
 @inline
-def inverse_or_zero(d: float) -> Any:
+def inverse_or_zero(d: float) -> np.float32:
     """1 / d, and 0 where that is not finite (d is 0 or below 2^-128: as float16 it is 0, so the block decodes to 0)."""
     inverted = np.float32(1) / d
     return inverted if abs(inverted) < np.float32(np.inf) else np.float32(0)
 
 
 @inline
-def to_nibble(x: float) -> Any:
+def to_nibble(x: float) -> np.int32:
     """A number from 0 on, cut to an integer, at most 15."""
     q = np.int32(x)
     return q if q < np.int32(15) else np.int32(15)
 
 
 @inline
-def to_5_bits(x: float) -> Any:
+def to_5_bits(x: float) -> np.int32:
     """A number from 0 on, cut to an integer, at most 31."""
     q = np.int32(x)
     return q if q < np.int32(31) else np.int32(31)
 
 
 @inline
-def ternary_code(x: float) -> Any:
+def ternary_code(x: float) -> np.int32:
     """A number from -1 to 1 to the nearest integer, halves away from 0, plus 1."""
     return np.int32((x >= np.float32(0.5)) + (x > np.float32(-0.5)))
 
 
 @inline
-def fp4_size(m: int) -> Any:
+def fp4_size(m: int) -> np.int32:
     """The magnitude that the low three bits of a 4-bit float (e2m1) stand for, doubled: 0 1 2 3 4 6 8 12."""
     return np.int32(m + (m - 4 if m > 4 else 0) + (2 if m == 7 else 0))
 
 
 @inline
-def fp4_code(x: Any, d: Any) -> Any:
+def fp4_code(x: np.float32, d: np.float32) -> np.int32:
     """The 4-bit float whose doubled value, times ``d``, is nearest to x; halfway between two the smaller one."""
     size, largest = abs(x), np.float32(12) * d
     size = (
@@ -183,7 +195,7 @@ def fp4_code(x: Any, d: Any) -> Any:
 
 
 @inline
-def largest_magnitude(bits: Any, length: int) -> Any:
+def largest_magnitude(bits: NDArray[np.uint32], length: int) -> np.uint32:
     """The largest magnitude of a block, as bits: they order as magnitudes do, then comes infinity, then NaN."""
     largest = np.uint32(0)
     for i in range(length):
@@ -193,7 +205,7 @@ def largest_magnitude(bits: Any, length: int) -> Any:
 
 
 @inline
-def first_largest(bits: Any, length: int) -> Any:
+def first_largest(bits: NDArray[np.uint32], length: int) -> np.int32:
     """The index of the weight of largest magnitude, the first of equals, in a block of 32."""
     largest = largest_magnitude(bits, length)
     at = np.int32(31)
@@ -204,13 +216,13 @@ def first_largest(bits: Any, length: int) -> Any:
 
 
 @inline
-def _ordered(bits: int) -> Any:
+def _ordered(bits: int) -> np.int32:
     """A float's bits as an integer that orders as floats do, NaN outermost; its own inverse."""
     return np.int32(bits) ^ np.int32(np.int32(np.int32(bits) >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
 @inline
-def lowest_highest(bits: Any, length: int) -> Any:
+def lowest_highest(bits: NDArray[np.uint32], length: int) -> tuple[np.float32, np.float32]:
     """The smallest and the largest weight of a block (-0 before +0), NaN if there is one."""
     lowest, highest = np.int32(0x7FFFFFFF), np.int32(-0x7FFFFFFF)
     for i in range(length):

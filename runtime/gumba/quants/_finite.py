@@ -5,13 +5,11 @@ A format says where its scales are (``finite``); only these are read.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from gumba.jit.jit import entry, inline
+from gumba.jit.jit import Intrinsic, entry, inline
 from gumba.quants._format import BlockFormat
 from gumba.simd.memory import load_i8, load_i16, load_i32, load_i64
 from gumba.simd.value import I16, I32, I64, Simd, Value, simd_function
@@ -20,7 +18,7 @@ from gumba.simd.value import I16, I32, I64, Simd, Value, simd_function
 _RUN = 1 << 12
 
 
-def _adjacent(element: ir.IntType) -> Any:
+def _adjacent(element: ir.IntType) -> Intrinsic[int]:
     """A function ``(address, mask)``: 1 if one of _RUN adjacent numbers has all bits of ``mask``, else 0."""
     lanes = 512 // element.width
 
@@ -39,7 +37,7 @@ _adjacent_16, _adjacent_32 = _adjacent(I16), _adjacent(I32)
 
 
 @inline
-def _apart(load: Any, address: int, stride: int, n: int, mask: int) -> Any:
+def _apart(load: Intrinsic[int], address: int, stride: int, n: int, mask: int) -> int:
     """Whether one of ``n`` numbers, ``stride`` bytes apart, has all bits of ``mask``."""
     a = b = c = d = 0
     for _ in range(n // 4):  # four chains of comparisons: (measured) half the time of one
@@ -55,7 +53,7 @@ def _apart(load: Any, address: int, stride: int, n: int, mask: int) -> Any:
 
 
 @inline
-def _any(address: int, stride: int, n: int, width: int, mask: int) -> Any:
+def _any(address: int, stride: int, n: int, width: int, mask: int) -> int:
     """Whether one of ``n`` numbers of ``width`` bytes, ``stride`` bytes apart, has all bits of ``mask``."""
     if width == 2:
         return _adjacent_16(address, mask) if stride == 2 and n == _RUN else _apart(load_i16, address, stride, n, mask)

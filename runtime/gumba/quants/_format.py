@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ class Finite(NamedTuple):
 _EXPONENTS = {np.dtype("<f2"): 0x7C00, np.dtype("<f4"): 0x7F800000}
 
 
-def _floats(dtype: np.dtype[Any]) -> tuple[Finite, ...]:
+def _floats(dtype: np.dtype[np.generic]) -> tuple[Finite, ...]:
     """The float16 and float32 numbers of a block."""
     fields = dtype.fields or {"": (dtype, 0)}
     typed = [(offset, *(kind.subdtype or (kind, ()))) for kind, offset, *_ in fields.values()]
@@ -74,7 +74,7 @@ class _Format(Codec):
     """
 
     ggml_type: int
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
     pack_fields: tuple[PackField, ...]
     other_finite: tuple[Finite, ...] = ()
 

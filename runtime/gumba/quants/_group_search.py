@@ -10,13 +10,16 @@ Numbers lie transposed: ``across`` [16 weights, GROUPS groups] as in ``_scale_se
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gumba.jit.jit import inline
 from gumba.quants._compiled import f16_to_f32, f32_at, f32_to_f16, inverse_or_zero, scratch
 from gumba.quants._scale_search import GROUPS, ROW_BYTES, group_row, rounded
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: Groups of a block, and blocks worked on at a time.
 PER_BLOCK = 16
@@ -31,11 +34,11 @@ _SPACING = np.float32(0.2)
 #: From this magnitude on, as float32's bits, a weight is too large for any float16 scale, and sums of squares could overflow.
 TOO_LARGE = np.uint32((127 + 50) << 23)
 #: A function ``()`` giving memory for one number for each block.
-block_row: Any = scratch(4 * BLOCKS)
+block_row = scratch(4 * BLOCKS)
 
 
 @inline
-def in_f16(x: float) -> Any:
+def in_f16(x: float) -> np.float32:
     """x as float16 stores it."""
     return f16_to_f32(np.uint32(f32_to_f16(x)))
 
@@ -66,7 +69,9 @@ def weigh(across: int, n: int, share: float, weight: int) -> None:
 
 
 @inline
-def fit_ranges(across: int, weight: int, n: int, high: float, scale: Any, minimum: Any) -> None:
+def fit_ranges(
+    across: int, weight: int, n: int, high: float, scale: NDArray[np.float32], minimum: NDArray[np.float32]
+) -> None:
     """scale[g] * q - minimum[g], q from 0 to ``high``, closest to group g, for minimums from 0 on (weights below 0)."""
     lowest, over_range, best = f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS)
     w_sum, x_sum = f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS)
@@ -110,7 +115,16 @@ def fit_ranges(across: int, weight: int, n: int, high: float, scale: Any, minimu
 
 
 @inline
-def _errors(across: int, weight: int, n: int, low: float, high: float, step: Any, base: Any, error: Any) -> None:
+def _errors(
+    across: int,
+    weight: int,
+    n: int,
+    low: float,
+    high: float,
+    step: NDArray[np.float32],
+    base: NDArray[np.float32],
+    error: NDArray[np.float32],
+) -> None:
     """error[g] = weighted squared error of group g rounded to ``step * q + base``, q from ``low`` to ``high``."""
     over_step = f32_at(group_row(), GROUPS)
     for g in range(n):
@@ -125,7 +139,7 @@ def _errors(across: int, weight: int, n: int, low: float, high: float, step: Any
 
 
 @inline
-def _beside(t: int) -> Any:
+def _beside(t: int) -> np.float32:
     """0, 1, -1 for 0, 1, 2: of equally good numbers the nearest is taken, so that groups of zeros have the scale 0."""
     return np.float32(t - 3 * (t // 2))
 
@@ -135,14 +149,14 @@ def _choose(
     across: int,
     weight: int,
     n: int,
-    limits: Any,
-    d: Any,
-    dmin: Any,
-    scale: Any,
-    minimum: Any,
-    s: Any,
-    m: Any,
-    best: Any,
+    limits: tuple[float, float, float, float, float],
+    d: NDArray[np.float32],
+    dmin: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    minimum: NDArray[np.float32],
+    s: NDArray[np.float32],
+    m: NDArray[np.float32],
+    best: NDArray[np.float32],
 ) -> None:
     """s and m of each group for its block's ``d`` and ``dmin``, those of least error, ``best``."""
     low, high, s_low, s_high, m_high = limits
@@ -171,7 +185,16 @@ def _choose(
 
 
 @inline
-def _fit(across: int, weight: int, n: int, limits: Any, d: Any, dmin: Any, s: Any, m: Any) -> None:
+def _fit(
+    across: int,
+    weight: int,
+    n: int,
+    limits: tuple[float, float, float, float, float],
+    d: NDArray[np.float32],
+    dmin: NDArray[np.float32],
+    s: NDArray[np.float32],
+    m: NDArray[np.float32],
+) -> None:
     """``d`` and ``dmin`` of each block that fit best the rounding that they, ``s`` and ``m`` give."""
     low, high = limits[0], limits[1]
     q_sum, qq_sum, xq_sum = f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS)
@@ -211,7 +234,16 @@ def _fit(across: int, weight: int, n: int, limits: Any, d: Any, dmin: Any, s: An
 
 @inline
 def round_groups(
-    across: int, weight: int, n: int, limits: Any, d: Any, dmin: Any, scale: Any, minimum: Any, s: Any, m: Any
+    across: int,
+    weight: int,
+    n: int,
+    limits: tuple[float, float, float, float, float],
+    d: NDArray[np.float32],
+    dmin: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    minimum: NDArray[np.float32],
+    s: NDArray[np.float32],
+    m: NDArray[np.float32],
 ) -> None:
     """The stored numbers for groups whose best scales and minimums are ``scale`` and -``minimum``.
 

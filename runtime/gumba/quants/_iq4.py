@@ -8,13 +8,16 @@ codes are tried: those that put the group's largest weight at the lowest value, 
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gumba.jit.jit import inline
 from gumba.quants._compiled import f32_at, scratch
 from gumba.simd.value import F32, I32, I64, Simd, Value, simd_function
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: The values, by code.
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -27,8 +30,8 @@ _TARGETS = (-141.0, -136.0, -131.0, -127.0, -123.0, -119.0, 108.0, 113.0, 118.0,
 _TINY = np.float32(1e-30)
 
 #: Functions ``()`` giving memory for 32 rows of one number for each group, and for one row.
-_across_rows: Any = scratch(32 * _ROW_BYTES)
-_group_row: Any = scratch(_ROW_BYTES)
+_across_rows = scratch(32 * _ROW_BYTES)
+_group_row = scratch(_ROW_BYTES)
 
 
 @simd_function("f4(f4)")
@@ -59,7 +62,9 @@ def value_of(s: Simd, code: Value) -> Value:
 
 
 @inline
-def _try_target(across_address: int, n: int, target: Any, scale: Any, best: Any) -> None:
+def _try_target(
+    across_address: int, n: int, target: float, scale: NDArray[np.float32], best: NDArray[np.float32]
+) -> None:
     """Keep the scale of each of ``n`` groups whose largest weight stands at ``target``, where it explains more than the best."""
     product, square = f32_at(_group_row(), GROUPS), f32_at(_group_row(), GROUPS)
     for g in range(n):
@@ -102,7 +107,7 @@ def best_scales(x_address: int, n: int, scale_address: int) -> None:
 
 
 @inline
-def write_codes(x: Any, over_scale: float, out: Any, at: int, n: int) -> None:
+def write_codes(x: NDArray[np.float32], over_scale: float, out: NDArray[np.uint8], at: int, n: int) -> None:
     """The nibbles of 32 weights to bytes ``at`` on: weights i and i + 16 in byte i (n is 16)."""
     for i in range(n):
         low, high = nearest_code(x[i] * over_scale), nearest_code(x[i + 16] * over_scale)

@@ -10,22 +10,24 @@ Both are multiples: the scale of a part is d * s, its minimum -(dmin * m), with 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gumba.jit.jit import Inline
     from gumba.simd.isa import Isa
     from gumba.simd.value import Simd, Value
 
 
-def write_scales() -> Inline:
+def write_scales() -> Inline[None]:
     """A compiled function: the 12 bytes of 8 scales and 8 minimums, whole numbers 0..63 as float32."""
     from gumba.jit.jit import inline
 
     @inline
-    def write(out: Any, scales: Any, minimums: Any) -> None:
+    def write(out: NDArray[np.uint8], scales: NDArray[np.float32], minimums: NDArray[np.float32]) -> None:
         for i in range(4):
             s, m = np.int32(scales[i]), np.int32(minimums[i])
             t, n = np.int32(scales[i + 4]), np.int32(minimums[i + 4])
@@ -36,12 +38,12 @@ def write_scales() -> Inline:
     return write
 
 
-def scale_and_minimum() -> Inline:
+def scale_and_minimum() -> Inline[tuple[np.float32, np.float32]]:
     """A compiled function: the two 6-bit numbers of a part, as float32."""
     from gumba.jit.jit import inline
 
     @inline
-    def read(scales: Any, part: int) -> Any:
+    def read(scales: NDArray[np.uint8], part: int) -> tuple[np.float32, np.float32]:
         """``scales``: the 12 bytes."""
         i = part % 4
         a, b, c = np.int32(scales[i]), np.int32(scales[4 + i]), np.int32(scales[8 + i])

@@ -17,7 +17,7 @@ is y = (weight - low) / width, from 0 to 1, with ``low`` the group's smallest we
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -38,6 +38,8 @@ from gumba.simd.generic import ISA
 from gumba.simd.value import F32, I64, Simd, Value, simd_function
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gumba.jit.jit import Entry, Inline
 
 _LANES = 16
@@ -57,12 +59,12 @@ _TOO_LARGE = np.uint32(0x4E800000)
 _TO_INTEGER = float(3 << 22)
 
 #: Memory for the weights y, their importances, and ``low`` and ``width``.
-_across: Any = scratch(66 * _ROW)
+_across = scratch(66 * _ROW)
 _IMPORTANCES, _LOW, _WIDTH = 32 * _ROW, 64 * _ROW, 65 * _ROW
 #: Memory for what is found: multiples of scales and minimums, d and dmin (in each lane of a block).
-_found: Any = scratch(4 * _ROW)
-_codes: Any = scratch(256)
-_write_scales: Any = write_scales()
+_found = scratch(4 * _ROW)
+_codes = scratch(256)
+_write_scales = write_scales()
 
 
 def _rounded(s: Simd, x: Value, highest: Value | float) -> Value:
@@ -221,7 +223,7 @@ def _transpose(x_address: int, n_groups: int, across_address: int) -> None:
 
 
 @inline
-def _write_numbers(x_address: int, found_address: int, k: int, out: Any) -> Any:
+def _write_numbers(x_address: int, found_address: int, k: int, out: NDArray[np.uint8]) -> bool:
     """The first 16 bytes of block ``k`` of those found; False if d or dmin is not finite."""
     if largest_magnitude(u32_at(x_address, 256), 256) >= _TOO_LARGE:  # infinity and NaN among them
         write_f16(out, 0, np.float32(np.inf))
@@ -234,7 +236,7 @@ def _write_numbers(x_address: int, found_address: int, k: int, out: Any) -> Any:
 
 
 @inline
-def _write_codes(x_address: int, found_address: int, k: int, highest: float, codes: Any, n: int) -> None:
+def _write_codes(x_address: int, found_address: int, k: int, highest: float, codes: NDArray[np.uint8], n: int) -> None:
     """The integers of block ``k`` (n is 32)."""
     found = f32_at(found_address, 4 * _LANES)
     d, dmin = found[2 * _LANES + k * 8], found[3 * _LANES + k * 8]
@@ -246,7 +248,7 @@ def _write_codes(x_address: int, found_address: int, k: int, highest: float, cod
             codes[part * 32 + i] = np.uint8(np.int32(rounded((x[i] + minimum) * over_scale, np.float32(0), highest)))
 
 
-def encoder(bits: int, type_size: int, pack_codes: Inline) -> Entry:
+def encoder(bits: int, type_size: int, pack_codes: Inline[None]) -> Entry:
     """The compiled encoder of a format whose blocks begin with d, dmin and the 12 bytes of ``_k_scales``.
 
     ``pack_codes(codes, out, n)``: writes 256 integers of ``bits`` bits to a block (n is 32).

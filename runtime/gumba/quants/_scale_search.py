@@ -10,12 +10,15 @@ Weights lie transposed, ``across`` [16 weights, GROUPS groups], so that a vector
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gumba.jit.jit import inline
 from gumba.quants._compiled import f32_at, scratch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: Groups worked on at a time.
 GROUPS = 256
@@ -30,12 +33,12 @@ _TINY = np.float32(1e-30)
 _TO_INTEGER = np.float32(3 << 22)
 
 #: Functions ``()`` giving memory for ``across``, and for one number for each group.
-across_rows: Any = scratch(16 * ROW_BYTES)
-group_row: Any = scratch(ROW_BYTES)
+across_rows = scratch(16 * ROW_BYTES)
+group_row = scratch(ROW_BYTES)
 
 
 @inline
-def rounded(x: float, low: float, high: float) -> Any:
+def rounded(x: float, low: float, high: float) -> np.float32:
     """x to the nearest integer, ties to even, within low..high; NaN gives low."""
     x = x if x > low else low
     x = x if x < high else high
@@ -43,7 +46,7 @@ def rounded(x: float, low: float, high: float) -> Any:
 
 
 @inline
-def normalize(x_address: int, n: int, across_address: int, largest: Any) -> None:
+def normalize(x_address: int, n: int, across_address: int, largest: NDArray[np.float32]) -> None:
     """n groups of 16 weights -> ``across``, each group divided by its weight of largest magnitude, ``largest``."""
     for g in range(n):
         group = f32_at(x_address + g * 64, 16)
@@ -57,7 +60,7 @@ def normalize(x_address: int, n: int, across_address: int, largest: Any) -> None
 
 
 @inline
-def best_scales(across_address: int, n: int, low: float, high: float, scale: Any) -> None:
+def best_scales(across_address: int, n: int, low: float, high: float, scale: NDArray[np.float32]) -> None:
     """scale[g] = what makes scale * integers (``low`` to ``high``) closest to group g."""
     product, square, best = f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS)
     for g in range(n):

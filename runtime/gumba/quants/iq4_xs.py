@@ -28,13 +28,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gumba.quants._format import DotFormat, PackField
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gumba.jit.jit import Entry
     from gumba.quants._registers import BlockRegisters
     from gumba.simd.isa import Isa
@@ -61,7 +63,7 @@ def loops() -> tuple[Entry, Entry]:
     scale_memory = scratch(4 * GROUPS)
 
     @inline
-    def write_block(x_address: int, scale: Any, out: Any, n: int) -> Any:
+    def write_block(x_address: int, scale: NDArray[np.float32], out: NDArray[np.uint8], n: int) -> bool:
         """One block from the best scales of its 8 groups; whether d is finite (n is 8)."""
         most = np.float32(0)
         for g in range(n):

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def loops() -> tuple[Entry, Entry]:
     )
 
     @inline
-    def scale_of(e: int) -> Any:
+    def scale_of(e: int) -> np.float32:
         """2 ** (e - 128), for e of 0 and 1 subnormal."""
         normal = np.uint32((np.uint32(e) - np.uint32(1)) << np.uint32(23))
         small = np.uint32(np.uint32(0x00200000) << np.uint32(e & 1))
@@ -69,7 +69,8 @@ def loops() -> tuple[Entry, Entry]:
             largest = largest_magnitude(u32_at(x_address + b * 128, 32), length)
             if largest >= np.uint32(0x7F800000):
                 not_finite = 1
-            e: Any = max(np.int32(largest >> np.uint32(23)) - 2, 0)
+            exponent = np.int32(largest >> np.uint32(23)) - 2
+            e = exponent if exponent > 0 else 0
             d = scale_of(e)
             out[0] = np.uint8(e)
             for i in range(length // 2):

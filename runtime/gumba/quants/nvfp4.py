@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def loops() -> tuple[Entry, Entry]:
     )
 
     @inline
-    def half_scale(code: Any) -> Any:
+    def half_scale(code: int | np.uint32) -> np.float32:
         """Half of the number that a scale's byte stands for."""
         code = np.uint32(0) if code == 127 else np.uint32(np.uint32(code) & np.uint32(127))
         return bits_float(np.uint32(code << np.uint32(20))) * np.float32(
@@ -72,7 +72,7 @@ def loops() -> tuple[Entry, Entry]:
         )  # from the exponent's bias of 7 to 127
 
     @inline
-    def scale_code(x: Any) -> Any:
+    def scale_code(x: np.float32) -> np.uint8:
         """The byte of the scale for ``x``, a positive number: the nearest, halfway between two the larger one."""
         x = x if x < np.float32(448) else np.float32(448)
         small = np.uint32(x * np.float32(512) + np.float32(0.5))

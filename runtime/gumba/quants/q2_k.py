@@ -23,13 +23,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gumba.quants._format import DotFormat, PackField
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gumba.jit.jit import Entry, Inline
     from gumba.quants._registers import BlockRegisters
     from gumba.simd.isa import Isa
@@ -42,14 +44,22 @@ def loops() -> tuple[Entry, Entry]:
     return _encoder(), _decoder()
 
 
-def _write_block() -> Inline:
+def _write_block() -> Inline[bool]:
     from gumba.jit.jit import inline
     from gumba.quants._compiled import f32_at, inverse_or_zero, largest_magnitude, u8_at, u32_at, write_f16
     from gumba.quants._group_search import TOO_LARGE
     from gumba.quants._scale_search import rounded
 
     @inline
-    def write_block(x_address: int, d: Any, dmin: Any, s: Any, m: Any, out_address: int, n: int) -> Any:
+    def write_block(
+        x_address: int,
+        d: np.float32,
+        dmin: np.float32,
+        s: NDArray[np.float32],
+        m: NDArray[np.float32],
+        out_address: int,
+        n: int,
+    ) -> bool:
         """A block of ``d``, ``dmin`` and their 16 multiples ``s`` and ``m``; True if all is finite (n is 16)."""
         out = u8_at(out_address, 84)
         if largest_magnitude(u32_at(x_address, 256), n * 16) >= TOO_LARGE:

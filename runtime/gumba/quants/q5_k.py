@@ -28,13 +28,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gumba.quants._format import DotFormat, PackField
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gumba.jit.jit import Entry
     from gumba.quants._registers import BlockRegisters
     from gumba.simd.isa import Isa
@@ -52,7 +54,7 @@ def loops() -> tuple[Entry, Entry]:
     scale_of = scale_and_minimum()
 
     @inline
-    def pack_codes(codes: Any, out: Any, n: int) -> None:
+    def pack_codes(codes: NDArray[np.uint8], out: NDArray[np.uint8], n: int) -> None:
         for i in range(n):
             out[16 + i] = np.uint8(0)
         for part in range(0, 8, 2):

@@ -28,13 +28,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gumba.quants._format import DotFormat, PackField
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gumba.jit.jit import Entry, Inline
     from gumba.quants._registers import BlockRegisters
     from gumba.simd.isa import Isa
@@ -47,7 +49,7 @@ def loops() -> tuple[Entry, Entry]:
     return _encoder(), _decoder()
 
 
-def _pack_codes() -> Inline:
+def _pack_codes() -> Inline[None]:
     from gumba.jit.jit import inline
     from gumba.quants._compiled import u8_at
 
@@ -67,7 +69,7 @@ def _pack_codes() -> Inline:
     return pack_codes
 
 
-def _round_block() -> Inline:
+def _round_block() -> Inline[int]:
     from gumba.jit.jit import inline
     from gumba.quants._compiled import (
         f32_at,
@@ -84,7 +86,7 @@ def _round_block() -> Inline:
     low, high = np.float32(-32), np.float32(31)
 
     @inline
-    def round_block(x_address: int, scale: Any, out_address: int, q_address: int, n: int) -> Any:
+    def round_block(x_address: int, scale: NDArray[np.float32], out_address: int, q_address: int, n: int) -> int:
         """d and scales of one block from its 16 best ``scale``, then q; not 0 if d is not finite (n is 16)."""
         out = u8_at(out_address, 210)
         stored = i8_at(out_address + 192, 16)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def loops() -> tuple[Entry, Entry]:
     )
 
     @inline
-    def write_digits(x_address: int, over_d: Any, out_address: int, width: int, digits: int) -> None:
+    def write_digits(x_address: int, over_d: np.float32, out_address: int, width: int, digits: int) -> None:
         """``width`` bytes of ``digits`` digits each."""
         out = u8_at(out_address, width)
         x = f32_at(x_address, width * digits)
@@ -68,7 +68,7 @@ def loops() -> tuple[Entry, Entry]:
             out[i] = np.uint8(np.int32(np.int32(number * np.int32(256)) + np.int32(242)) // np.int32(243))
 
     @inline
-    def read_digits(data_address: int, d: Any, out_address: int, width: int, digits: int) -> None:
+    def read_digits(data_address: int, d: np.float32, out_address: int, width: int, digits: int) -> None:
         power = np.int32(1)
         for n in range(digits):
             data = u8_at(data_address, width)

@@ -16,11 +16,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from llvmlite import ir
 
 from gumba.jit.jit import Intrinsic
+
+if TYPE_CHECKING:
+    from numba.core.base import BaseContext
+    from numba.core.typing.templates import Signature
+
+    from gumba.jit.codegen import CodeGenerator
 
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
@@ -306,7 +312,7 @@ class Simd:
             yield
 
 
-def simd_function(signature: str) -> Callable[[Callable[..., Any]], Any]:
+def simd_function(signature: str) -> Callable[[Callable[..., Value | None]], Intrinsic[Any]]:
     """Make a micro-kernel callable from compiled functions. ``signature``: ``"result(type, ...)"`` of i8, i4, f4, b1, void.
 
     The Python function gets a ``Simd`` and one ``Value`` per argument, and returns a ``Value`` (or None for void). It runs
@@ -316,19 +322,21 @@ def simd_function(signature: str) -> Callable[[Callable[..., Any]], Any]:
     arguments = [_NUMBA[name.strip()] for name in rest.rstrip(")").split(",") if name.strip()]
     returned = _NUMBA[result.strip()]
 
-    def decorate(function: Callable[..., Any]) -> Any:
-        def codegen(context: Any, builder: ir.IRBuilder, signature_: Any, args: Sequence[ir.Value]) -> Any:
+    def decorate(function: Callable[..., Value | None]) -> Intrinsic[Any]:
+        def codegen(
+            context: BaseContext, builder: ir.IRBuilder, signature_: Signature, args: Sequence[ir.Value]
+        ) -> ir.Value:
             value = function(Simd(builder), *(Value(builder, a) for a in args))
             return context.get_dummy_value() if value is None else value.ir
 
-        def typed() -> Any:
+        def typed() -> tuple[Signature, CodeGenerator]:
             from numba import types
 
             return getattr(types, returned)(*(getattr(types, name) for name in arguments)), codegen
 
         names = ", ".join(f"a{i}" for i in range(len(arguments)))
-        scope: dict[str, Any] = {"__name__": __name__, "typed": typed}
+        scope: dict[str, object] = {"__name__": __name__, "typed": typed}
         exec(f"def {function.__name__}(typingctx, {names}):\n    return typed()", scope)
-        return Intrinsic(scope[function.__name__])
+        return Intrinsic(cast("Callable[..., tuple[Signature, CodeGenerator]]", scope[function.__name__]))
 
     return decorate

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from llvmlite import ir
 
-from gumba.jit.jit import entry, inline
+from gumba.jit.jit import Intrinsic, entry, inline
 from gumba.quants import BlockFormat, DotFormat
 from gumba.simd.isa import Isa
 from gumba.simd.memory import load_i8, load_i16, load_i32, load_i64, store_i8, store_i16, store_i32
@@ -29,7 +29,7 @@ CHUNK_BYTES = 2 << 20
 ROW_ALIGN = 64
 
 
-def _transpose(element: Any, flip_bits: bool) -> Any:
+def _transpose(element: ir.Type, flip_bits: bool) -> Intrinsic[None]:
     """A compiled function: transposes 4 elements of 4 rows; ``flip`` is XORed into 4-byte elements."""
 
     @simd_function("void(i8, i8, i8, i8, i8)")

@@ -19,7 +19,6 @@ before the first key that any row of a block attends to are not read, nor are th
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 from gumba.backends.cpu.kernels.attention_block import block_attention
 from gumba.backends.cpu.kernels.attention_layout import (
@@ -55,7 +54,7 @@ from gumba.backends.cpu.kernels.record import (
     kernel,
     next_unit,
 )
-from gumba.jit.jit import inline
+from gumba.jit.jit import Inline, inline
 from gumba.simd.isa import Isa
 from gumba.simd.memory import atomic_add, load_f32, load_i64, store_f32, store_i64
 
@@ -91,7 +90,7 @@ def store_kv(isa: Isa, pages: PageFormat) -> Kernel:
     return store_kv
 
 
-def _gather(isa: Isa, pages: PageFormat) -> Any:
+def _gather(isa: Isa, pages: PageFormat) -> Inline[None]:
     """A compiled function: a tile's queries for one KV head, as rows one after the other; zeros to the end of the last block."""
     query = pages.functions(isa).query
 
@@ -108,7 +107,7 @@ def _gather(isa: Isa, pages: PageFormat) -> Any:
     return gather
 
 
-def _scatter(isa: Isa, variant: Variant) -> Any:
+def _scatter(isa: Isa, variant: Variant) -> Inline[None]:
     """A compiled function: a tile's results, divided by the sums of their weights, to their tokens and heads."""
     sink_factor, has_sinks = row_sink(isa), variant.sinks
 
@@ -129,7 +128,7 @@ def _scatter(isa: Isa, variant: Variant) -> Any:
 
 
 @functools.cache
-def _attends(variant: Variant) -> Any:
+def _attends(variant: Variant) -> Inline[bool]:
     """A compiled function: whether a tile's row attends to any key of a part."""
     limits = bounds(variant)
     first_key, last_key = limits.first_key, limits.last_key
@@ -141,7 +140,7 @@ def _attends(variant: Variant) -> Any:
     return attends
 
 
-def _merge_rows(isa: Isa, variant: Variant) -> Any:
+def _merge_rows(isa: Isa, variant: Variant) -> Inline[None]:
     """A compiled function: merges rows ``row`` up to ``last`` of a later part, the first of them at ``part_rows``, into those of
     the parts before, ``whole_rows``."""
     merge, attends = row_merge(isa), _attends(variant)
@@ -156,7 +155,7 @@ def _merge_rows(isa: Isa, variant: Variant) -> Any:
     return merge_rows
 
 
-def _attend_parts(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
+def _attend_parts(isa: Isa, pages: PageFormat, variant: Variant) -> Inline[None]:
     """A compiled function: the results, at ``out``, of all rows of a tile with parts ``first`` up to ``last``, in order.
 
     ``work``: memory for a block's scores, SCRATCH bytes, and a block's results.
@@ -183,7 +182,7 @@ def _attend_parts(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
     return attend_parts
 
 
-def _parts_of_context(variant: Variant) -> Any:
+def _parts_of_context(variant: Variant) -> Inline[tuple[int, int]]:
     """A compiled function: the first part that holds a key that a tile's tokens attend to, and the last one (exclusive)."""
     first_attended = bounds(variant).first_attended
     bounded, window, bidirectional, cross = variant.bounded, variant.window, variant.bidirectional, variant.cross

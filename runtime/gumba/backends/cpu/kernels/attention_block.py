@@ -6,8 +6,6 @@ of its weights (+0) and its largest score (+4), by which ``row_merge`` merges pa
 
 from __future__ import annotations
 
-from typing import Any
-
 from gumba.backends.cpu.kernels.attention_layout import PART_PAGES, Variant, bounds, page_address, result_row_bytes
 from gumba.backends.cpu.kernels.attention_softmax import clear, row_weights
 from gumba.backends.cpu.kernels.page_format import (
@@ -18,12 +16,12 @@ from gumba.backends.cpu.kernels.page_format import (
     PageFormat,
     block_rows,
 )
-from gumba.jit.jit import inline
+from gumba.jit.jit import Inline, inline
 from gumba.simd.isa import Isa
 from gumba.simd.memory import load_i32
 
 
-def _block_scores(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
+def _block_scores(isa: Isa, pages: PageFormat, variant: Variant) -> Inline[None]:
     """A compiled function: Q K^T of a block's rows with the keys of a part that any of them attends to."""
     scores, limits = pages.functions(isa).scores, bounds(variant)
     first_key, last_key = limits.first_key, limits.last_key
@@ -41,7 +39,7 @@ def _block_scores(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
     return block_scores
 
 
-def _block_weights(isa: Isa, variant: Variant) -> Any:
+def _block_weights(isa: Isa, variant: Variant) -> Inline[None]:
     """A compiled function: the softmax of each of ``n`` rows of scores, and empty results for them at ``out``."""
     weigh, limits = row_weights(isa, variant), bounds(variant)
     first_key, last_key = limits.first_key, limits.last_key
@@ -62,7 +60,7 @@ def _block_weights(isa: Isa, variant: Variant) -> Any:
     return block_weights
 
 
-def _block_outputs(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
+def _block_outputs(isa: Isa, pages: PageFormat, variant: Variant) -> Inline[None]:
     """A compiled function: O += P V of a block's rows, for the keys of a part.
 
     Keys that every row of the block attends to are taken together, those before and after them row by row: a key is multiplied
@@ -106,7 +104,7 @@ def _block_outputs(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
     return block_outputs
 
 
-def block_attention(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
+def block_attention(isa: Isa, pages: PageFormat, variant: Variant) -> Inline[None]:
     """A compiled function: the results, at ``out``, of the block of a tile's rows from ``row`` on with one part of the context.
 
     ``q``: the block's first query row; ``work``: memory for BLOCK_ROWS rows of scores, then SCRATCH bytes.

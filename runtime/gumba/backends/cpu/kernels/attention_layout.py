@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from gumba.backends.cpu.kernels.page_format import BLOCK_ROWS, PAGE_TOKENS, PART_TOKENS, S_ROW, SCRATCH, PageFormat
 from gumba.backends.cpu.kernels.record import SLOTS, TABLE, WINDOW_SLOTS, WINDOW_TABLE
-from gumba.jit.jit import inline, record_at
+from gumba.jit.jit import Inline, inline, record_at
 
 PART_PAGES = PART_TOKENS // PAGE_TOKENS
 #: Rows that a tile aims at: enough to use each part of the context often while it is in the second-level cache.
@@ -53,7 +53,7 @@ GEOMETRY = np.dtype(
     ]
 )
 #: A compiled function: the geometry at an address.
-geometry_at: Any = record_at(GEOMETRY)
+geometry_at = record_at(GEOMETRY)
 
 
 @dataclass(frozen=True)
@@ -202,9 +202,9 @@ class Bounds(NamedTuple):
     geometry, row, part)``, ``last_key(...)``: the first key and the last one (exclusive) of a part that a row attends to.
     """
 
-    first_attended: Any
-    first_key: Any
-    last_key: Any
+    first_attended: Inline[int]
+    first_key: Inline[int]
+    last_key: Inline[int]
 
 
 @functools.cache

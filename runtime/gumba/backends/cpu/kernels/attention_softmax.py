@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gumba.backends.cpu.kernels.attention_layout import Variant
-from gumba.jit.jit import inline
+from gumba.jit.jit import Inline, Intrinsic, inline
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp2, tanh
 from gumba.simd.value import F32, I32, I64, Simd, Value, simd_function
@@ -94,7 +92,7 @@ def _overwrite(s: Simd, x: Value, n: Value, number: Value) -> None:
     s.store(x, s.select(chosen, s.splat(number, 16), s.load(x, F32, 16)))
 
 
-def _adjust(isa: Isa, variant: Variant) -> Any:
+def _adjust(isa: Isa, variant: Variant) -> Intrinsic[None]:
     """A compiled function: soft cap and what depends on distance, for ``n_vectors`` of a row's scores.
 
     The scores begin ``distance`` keys before the row's own; ``of_head``: address of the head's slope, or of its biases up to a
@@ -124,7 +122,7 @@ def _adjust(isa: Isa, variant: Variant) -> Any:
     return adjust
 
 
-def row_sink(isa: Isa) -> Any:
+def row_sink(isa: Isa) -> Intrinsic[float]:
     """A compiled function: the factor of a row's output, when a sink takes part in the sum at ``totals``."""
 
     @simd_function("f4(i8, f4)")
@@ -138,7 +136,7 @@ def row_sink(isa: Isa) -> Any:
     return factor
 
 
-def row_weights(isa: Isa, variant: Variant) -> Any:
+def row_weights(isa: Isa, variant: Variant) -> Inline[None]:
     """A compiled function: turns one row's scores with a part's keys ``first`` up to ``last`` into weights, see ``_softmax``.
 
     Scores are read, and weights written, in whole vectors; weights of keys that the row does not attend to become 0.

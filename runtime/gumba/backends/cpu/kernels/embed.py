@@ -38,7 +38,7 @@ def embed(format: BlockFormat, isa: Isa) -> Kernel:
     return embed
 
 
-def _float_row(format: FloatFormat, isa: Isa) -> Inline:
+def _float_row(format: FloatFormat, isa: Isa) -> Inline[None]:
     """A function that writes one lane of a packed group of floats to ``out``."""
     block_bytes = format.packed_block_bytes * isa.lanes
 
@@ -55,7 +55,7 @@ def _float_row(format: FloatFormat, isa: Isa) -> Inline:
     return read_row
 
 
-def _dot_row(format: DotFormat, isa: Isa) -> Inline:
+def _dot_row(format: DotFormat, isa: Isa) -> Inline[None]:
     """A function that writes one lane of a packed group of blocks to ``out``."""
     lanes, block_bytes = isa.lanes, format.packed_block_bytes * isa.lanes
     n_parts = format.packed_block_size // DOT_COLUMNS

@@ -10,10 +10,10 @@ expanded.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from llvmlite import ir
 
+from gumba.jit.jit import Intrinsic
 from gumba.quants import DotFormat
 from gumba.quants._format import DOT_COLUMNS
 from gumba.quants._registers import BlockRegisters
@@ -78,7 +78,7 @@ def expanded_layout(format: DotFormat, isa: Isa) -> ExpandedLayout:
     return ExpandedLayout(isa.lanes, len(block.scales), n_minimums, block.w_max, block.offset, block.signed, centred)
 
 
-def expand_blocks(format: DotFormat, isa: Isa, layout: ExpandedLayout) -> Any:
+def expand_blocks(format: DotFormat, isa: Isa, layout: ExpandedLayout) -> Intrinsic[None]:
     """A compiled function: ``n_blocks`` packed blocks at ``w`` to ``out``, while it prefetches those ``ahead`` bytes further."""
     block_bytes = format.packed_block_bytes * isa.lanes
     parts = format.packed_block_size // DOT_COLUMNS

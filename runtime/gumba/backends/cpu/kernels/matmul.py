@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 from gumba.backends.cpu.kernels import activations_q8
 from gumba.backends.cpu.kernels.expanded import EXPANDED_BLOCKS, ExpandedLayout, expand_blocks, expanded_layout
 from gumba.backends.cpu.kernels.matrix_tile import matrix_tile
 from gumba.backends.cpu.kernels.record import Kernel, kernel, share
-from gumba.jit.jit import inline
+from gumba.jit.jit import Inline, Intrinsic, inline
 from gumba.quants import BlockFormat, DotFormat, FloatFormat
 from gumba.quants._compiled import scratch
 from gumba.quants._format import DOT_COLUMNS
@@ -101,7 +100,7 @@ def dot_block(s: Simd, isa: Isa, w: BlockRegisters, x: Value, acc: Value) -> Val
     return dot_blocks(s, isa, w, [x], [acc])[0]
 
 
-def _float_tile(format: FloatFormat, isa: Isa, tokens: int) -> Any:
+def _float_tile(format: FloatFormat, isa: Isa, tokens: int) -> Intrinsic[None]:
     """A compiled function: one group of rows with ``tokens`` rows of float32."""
     column_bytes = format.packed_block_bytes * isa.lanes
 
@@ -141,7 +140,7 @@ def _accumulate(s: Simd, isa: Isa, block: BlockRegisters, at: list[Value], accs:
             acc.set(dot_block(s, isa, block, at[t], acc.get()))
 
 
-def _dot_tile(format: DotFormat, isa: Isa, tokens: int) -> Any:
+def _dot_tile(format: DotFormat, isa: Isa, tokens: int) -> Intrinsic[None]:
     """A compiled function: one group of rows with ``tokens`` rows of int8 blocks."""
     block_bytes = format.packed_block_bytes * isa.lanes
     parts = format.packed_block_size // DOT_COLUMNS
@@ -164,7 +163,7 @@ def _dot_tile(format: DotFormat, isa: Isa, tokens: int) -> Any:
     return tile
 
 
-def _expanded_tile(layout: ExpandedLayout, isa: Isa, tokens: int) -> Any:
+def _expanded_tile(layout: ExpandedLayout, isa: Isa, tokens: int) -> Intrinsic[None]:
     """A compiled function: ``n_blocks`` expanded blocks of a group with ``tokens`` rows of int8 blocks.
 
     The sums begin with those in ``out`` where ``continued`` is not 0.
@@ -188,7 +187,7 @@ def _expanded_tile(layout: ExpandedLayout, isa: Isa, tokens: int) -> Any:
 
 
 @functools.cache
-def _tiles(format: BlockFormat, isa: Isa, tokens: int) -> Any:
+def _tiles(format: BlockFormat, isa: Isa, tokens: int) -> Inline[int]:
     """A compiled loop that takes ``tokens`` tokens at a time, for one group of rows; returns the first token left over.
 
     One function for each size: where an instruction set has tiles of one size twice, they share their code.
@@ -207,7 +206,7 @@ def _tiles(format: BlockFormat, isa: Isa, tokens: int) -> Any:
 
 
 @functools.cache
-def _expanded_tiles(layout: ExpandedLayout, isa: Isa, tokens: int) -> Any:
+def _expanded_tiles(layout: ExpandedLayout, isa: Isa, tokens: int) -> Inline[int]:
     """As ``_tiles``, of expanded blocks."""
     unit = isa.matrix_unit
     if unit is not None and layout.centred and tokens == unit.tokens:
@@ -226,7 +225,7 @@ def _expanded_tiles(layout: ExpandedLayout, isa: Isa, tokens: int) -> Any:
     return loop
 
 
-def _expanded_groups(format: DotFormat, isa: Isa) -> Any:
+def _expanded_groups(format: DotFormat, isa: Isa) -> Inline[None]:
     """``token_groups`` for a format whose blocks are expanded for many tokens.
 
     For a few tokens, blocks are unpacked to registers, as with other formats: writing and reading takes longer than one or two
@@ -263,7 +262,7 @@ def _expanded_groups(format: DotFormat, isa: Isa) -> Any:
     return group
 
 
-def _vector_groups(format: BlockFormat, isa: Isa) -> Any:
+def _vector_groups(format: BlockFormat, isa: Isa) -> Inline[None]:
     """``token_groups`` by vector registers alone, unpacked for every tile."""
     sizes = isa.tiles if isa.matrix_unit is None else VECTOR_TILES
     if isinstance(format, FloatFormat) and isa.registers < 32:  # two sums per token: 16 registers hold no more
@@ -280,7 +279,7 @@ def _vector_groups(format: BlockFormat, isa: Isa) -> Any:
     return group
 
 
-def _matrix_groups(format: DotFormat, isa: Isa, layout: ExpandedLayout, unit: MatrixUnit) -> Any:
+def _matrix_groups(format: DotFormat, isa: Isa, layout: ExpandedLayout, unit: MatrixUnit) -> Inline[None]:
     """``token_groups`` with a matrix unit: blocks are expanded for its tiles, and unpacked for the tokens left over.
 
     Expanding pays from two tiles on (24 tokens: 0.93 of the speed without).
@@ -308,7 +307,7 @@ def _matrix_groups(format: DotFormat, isa: Isa, layout: ExpandedLayout, unit: Ma
     return group
 
 
-def token_groups(format: BlockFormat, isa: Isa) -> Any:
+def token_groups(format: BlockFormat, isa: Isa) -> Inline[None]:
     """A compiled function: tokens ``t`` up to ``last`` with one group of weight rows, in tiles."""
     if isinstance(format, DotFormat):
         if format.expand:

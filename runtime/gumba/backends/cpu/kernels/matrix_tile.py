@@ -8,10 +8,10 @@ before: two blocks are under way at any time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from gumba.backends.cpu.kernels import activations_q8
 from gumba.backends.cpu.kernels.expanded import ExpandedLayout
+from gumba.jit.jit import Intrinsic
 from gumba.quants._registers import BlockRegisters
 from gumba.simd.isa import Isa, MatrixUnit
 from gumba.simd.value import F32, I32, I64, Simd, Value, Variable, simd_function
@@ -22,7 +22,9 @@ AddScaled = Callable[[Simd, Isa, BlockRegisters, Value, Sequence[Value], Value],
 Finish = Callable[[Simd, list[Variable], Value, Value, Value], None]
 
 
-def matrix_tile(layout: ExpandedLayout, isa: Isa, unit: MatrixUnit, add_scaled: AddScaled, finish: Finish) -> Any:
+def matrix_tile(
+    layout: ExpandedLayout, isa: Isa, unit: MatrixUnit, add_scaled: AddScaled, finish: Finish
+) -> Intrinsic[None]:
     """A compiled function: ``n_blocks`` expanded blocks of a group with ``unit.tokens`` rows of int8 blocks.
 
     The sums begin with those in ``out`` where ``continued`` is not 0.

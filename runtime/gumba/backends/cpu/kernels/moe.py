@@ -9,13 +9,12 @@ added in the order in which its experts were chosen: the rest of the batch chang
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 
 from gumba.backends.cpu.kernels.matmul import TOKEN_BLOCK, token_groups
 from gumba.backends.cpu.kernels.record import Kernel, first_unit, kernel, next_unit, share
-from gumba.jit.jit import inline, record_at
+from gumba.jit.jit import Inline, inline, record_at
 from gumba.quants import BlockFormat
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp, sigmoid
@@ -42,7 +41,7 @@ ROUTING = np.dtype(
     align=True,
 )
 #: A compiled function: the ROUTING record at an address.
-routing_at: Any = record_at(ROUTING)
+routing_at = record_at(ROUTING)
 
 
 def routing(
@@ -54,7 +53,7 @@ def routing(
     return np.array([values], ROUTING)
 
 
-def _choose_groups() -> Any:
+def _choose_groups() -> Inline[None]:
     """A compiled function: marks the experts of all groups but the best as taken: the worst group first, of equal ones the last.
 
     A group is as good as its best expert, for sigmoid as its two best together (DeepSeek-AI 2024).
@@ -82,7 +81,7 @@ def _choose_groups() -> Any:
     return choose_groups
 
 
-def _choose() -> Any:
+def _choose() -> Inline[None]:
     """A compiled function: the ``n_used`` experts of highest key that are not marked as taken, the first of equal ones first."""
 
     @inline
@@ -98,7 +97,7 @@ def _choose() -> Any:
     return choose
 
 
-def _weigh(isa: Isa) -> Any:
+def _weigh(isa: Isa) -> Inline[None]:
     """A compiled function: the weights of the chosen experts."""
 
     @simd_function("f4(f4)")

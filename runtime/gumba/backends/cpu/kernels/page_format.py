@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from gumba.jit.jit import inline
+from llvmlite import ir
+
+from gumba.jit.jit import Inline, Intrinsic, inline
 from gumba.simd.isa import Isa
 from gumba.simd.value import F32, Simd, Value, simd_function
 
@@ -39,10 +40,10 @@ SCRATCH = 4 * PAGE_TOKENS * BLOCK_ROWS
 class PageFunctions:
     """The compiled functions of a format on an instruction set (see above)."""
 
-    store: Any
-    query: Any
-    scores: Any
-    outputs: Any
+    store: Inline[None]
+    query: Inline[None]
+    scores: Inline[None]
+    outputs: Inline[None]
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Product:
     """How ``rank_update`` multiplies. A is loaded as ``element`` (32 bits) to all lanes; B by ``load(s, address)``, for each
     lane ``size`` bytes; ``multiply_add(s, a, b, sum)``. ``last(s, b)``, if any: B's part that counts in an odd last step."""
 
-    element: Any
+    element: ir.Type
     size: int
     load: Callable[[Simd, Value], Value]
     multiply_add: Callable[[Simd, Value, Value, Value], Value]
@@ -109,7 +110,7 @@ def float_product(isa: Isa, size: int, load: Callable[[Simd, Value], Value]) -> 
     return Product(F32, size, load, lambda s, a, b, acc: isa.multiply_add(s, a, b, acc))
 
 
-def _update(isa: Isa, product: Product, rows: int, vectors: int) -> Any:
+def _update(isa: Isa, product: Product, rows: int, vectors: int) -> Intrinsic[None]:
     """C[r, :] += sum over k of A[r, k] * B[k, :] for ``n`` k; C begins at zero when ``fresh``. ``odd``: one more step, with
     ``product.last`` (one row only)."""
     lanes, size = isa.lanes, product.size
@@ -154,7 +155,7 @@ def _update(isa: Isa, product: Product, rows: int, vectors: int) -> Any:
     return update
 
 
-def rank_update(isa: Isa, product: Product, wide: int) -> Any:
+def rank_update(isa: Isa, product: Product, wide: int) -> Inline[None]:
     """A compiled ``update(left, a, a_row, b, b_row, c, c_row, columns, n, fresh, odd)`` for a block of rows.
 
     ``columns`` is a multiple of 16. ``wide``: registers of columns taken at once where there are so many columns: with 32

@@ -17,9 +17,10 @@ from __future__ import annotations
 import inspect
 import struct
 from collections.abc import Callable
-from typing import Any, TypeAlias, overload
+from typing import TypeAlias, cast, overload
 
 from gumba.jit.jit import compile_cfunc, inline, is_kept
+from gumba.jit.object_file import Compiled
 from gumba.simd.memory import load_f32, load_i64
 
 #: 64-bit words of an operation's record: function address, whether a barrier follows, into how many chunks shares are split from
@@ -90,7 +91,7 @@ class Kernel:
     """
 
     def __init__(
-        self, function: Callable[..., Any], variant: str, stealable: bool = False, inline_first: bool = False
+        self, function: Callable[..., object], variant: str, stealable: bool = False, inline_first: bool = False
     ) -> None:
         self.stealable = stealable
         self._inline_first = inline_first
@@ -101,7 +102,7 @@ class Kernel:
         if len(parameters) > MAX_ARGUMENTS:
             raise ValueError(f"{self.name}: more than {MAX_ARGUMENTS} arguments")
         self.arguments = [(p.name, p.annotation == "f4") for p in parameters]
-        self._compiled: Any = None
+        self._compiled: Compiled | None = None
 
     @property
     def is_missing(self) -> bool:
@@ -119,7 +120,7 @@ class Kernel:
                 "def trampoline(op, batch, thread, n_threads):\n"
                 f"    kernel(batch, thread, n_threads, {', '.join(loads)})\n"
             )
-            scope: dict[str, Any] = {
+            scope: dict[str, object] = {
                 "__name__": __name__,
                 "kernel": inline(self.function),
                 "load_i64": load_i64,
@@ -127,9 +128,12 @@ class Kernel:
             }
             exec(source, scope)
             self._compiled = compile_cfunc(
-                scope["trampoline"], _SIGNATURE, f"kernel.{self.name}", inline_first=self._inline_first
+                cast("Callable[..., object]", scope["trampoline"]),
+                _SIGNATURE,
+                f"kernel.{self.name}",
+                inline_first=self._inline_first,
             )
-        return int(self._compiled.address)
+        return self._compiled.address
 
     def compile(self) -> None:
         """Compile or load the function now rather than at the first use of its address."""
@@ -147,19 +151,19 @@ class Kernel:
 
 
 @overload
-def kernel(function: Callable[..., Any], /) -> Kernel: ...
+def kernel(function: Callable[..., object], /) -> Kernel: ...
 @overload
 def kernel(
     *, variant: str = "", stealable: bool = False, inline_first: bool = False
-) -> Callable[[Callable[..., Any]], Kernel]: ...
+) -> Callable[[Callable[..., object]], Kernel]: ...
 def kernel(
-    function: Callable[..., Any] | None = None,
+    function: Callable[..., object] | None = None,
     /,
     *,
     variant: str = "",
     stealable: bool = False,
     inline_first: bool = False,
-) -> Kernel | Callable[[Callable[..., Any]], Kernel]:
+) -> Kernel | Callable[[Callable[..., object]], Kernel]:
     """Declare an operation. ``variant`` tells apart the kernels that one factory makes; the rest: see ``Kernel``."""
     if function is not None:
         return Kernel(function, variant, stealable)

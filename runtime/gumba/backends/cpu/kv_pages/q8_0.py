@@ -14,7 +14,6 @@ the scale before rounding.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 from gumba.backends.cpu.kernels import activations_q8
 from gumba.backends.cpu.kernels.matmul import dot_block
@@ -28,7 +27,7 @@ from gumba.backends.cpu.kernels.page_format import (
     rank_update,
     scale_copy,
 )
-from gumba.jit.jit import inline
+from gumba.jit.jit import Inline, Intrinsic, inline
 from gumba.quants import q8_0
 from gumba.simd.isa import Isa
 from gumba.simd.memory import load_f32, load_i32, store_f32, store_i32
@@ -45,7 +44,7 @@ def _blocks(head_dim: int) -> int:
     return -(-head_dim // BLOCK)
 
 
-def _group_scores(isa: Isa, rows: int) -> Any:
+def _group_scores(isa: Isa, rows: int) -> Intrinsic[None]:
     """S[r, key] for one group of ``lanes`` keys: a q8_0 matrix product."""
     block_bytes = (2 + BLOCK) * isa.lanes
 
@@ -72,7 +71,7 @@ def _quantize(x, n, row, out):
     activations_q8.quantize_block(row, out)
 
 
-def _store(isa: Isa) -> Any:
+def _store(isa: Isa) -> Inline[None]:
     lanes = isa.lanes
     block_bytes = (2 + BLOCK) * lanes
     flip = 0 if isa.dot_signed is not None else q8_0.FORMAT.sign_flip
@@ -114,7 +113,7 @@ def _query(x, out, head_dim, scale):
         activations_q8.quantize_block(row + b * (4 * BLOCK), out + b * activations_q8.BYTES)
 
 
-def _scores(isa: Isa) -> Any:
+def _scores(isa: Isa) -> Inline[None]:
     lanes = isa.lanes
     block_bytes = (2 + BLOCK) * lanes
     scores_6, scores_3, scores_1 = (_group_scores(isa, rows) for rows in (6, 3, 1))
@@ -134,7 +133,7 @@ def _scores(isa: Isa) -> Any:
     return scores
 
 
-def _outputs(isa: Isa) -> Any:
+def _outputs(isa: Isa) -> Inline[None]:
     update = rank_update(isa, float_product(isa, 1, lambda s, address: s.load(address, I8, isa.lanes).to(F32)), 2)
 
     @simd_function("void(i8, i8, i8, i8)")
