@@ -32,7 +32,7 @@ import numpy as np
 
 from engines import peer, peer_command
 from gumba import GGUFFile
-from gumba.runner.load import Chunk, Model, load_model
+from gumba.runner.load import Chunk, LoadConfig, Model, load_model
 from gumba.tokenizer.tokenizer import Tokenizer
 
 PROMPTS = (
@@ -186,7 +186,7 @@ def measure(options: argparse.Namespace, path: Path, text: str) -> dict[str, Any
     with ExitStack() as stack:
         file = stack.enter_context(GGUFFile(path))
         tokenizer = Tokenizer.from_gguf(file)
-        model = load_model(file, n_ctx=2048, kv_type=options.kv_type, n_threads=options.threads)
+        model = load_model(file, LoadConfig(n_ctx=2048, kv_type=options.kv_type, n_threads=options.threads))
         stack.callback(model.close)
         peers = {}
         if options.reference is not None:

@@ -18,7 +18,7 @@ from gumba.backends.cache_shapes import ConvState, DeltaState, KVShape
 from gumba.backends.cpu.kernels import activations, causal_conv, recurrent_state
 from gumba.errors import ResourceError
 from gumba.quants import get
-from gumba.runner.load import load_model
+from gumba.runner.load import LoadConfig, load_model
 from support.recording_backend import RecordingBackend
 from support.recording_program import RecordedBuffer, RecordedMatrix, RecordingProgram
 from support.tiny_models import DATA
@@ -38,7 +38,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> RecordingBackend:
 def test_every_architecture_runs(path: Path, backend: RecordingBackend) -> None:
     """Its program, its encoder's, its weights and its memory: through the interface alone, with all shapes right."""
     with GGUFFile(path) as file:
-        model = load_model(file, n_threads=2, max_sequences=1)
+        model = load_model(file, LoadConfig(n_threads=2, max_sequences=1))
         tensors = {name: tensor.shape for name, tensor in file.tensors.items()}
     config, kv = model.config, model.kv
     pages = kv.allocate(2)
@@ -60,7 +60,7 @@ def test_every_architecture_runs(path: Path, backend: RecordingBackend) -> None:
 
 def test_it_keeps_what_pages_and_slots_hold(backend: RecordingBackend) -> None:
     with GGUFFile(DATA / "arch_qwen35.gguf") as file:
-        model = load_model(file, n_threads=1, n_states=2)
+        model = load_model(file, LoadConfig(n_threads=1, n_states=2))
     page, other = model.kv.allocate(2)
     data = bytes(range(256)) * (model.kv.part_bytes[False] // 256)
     model.kv.write(page, data, windowed=False)
@@ -81,7 +81,7 @@ def test_threads_end_where_a_program_does_not_fit(backend: RecordingBackend, mon
 
     monkeypatch.setattr(backend, "runner", fail)
     with GGUFFile(DATA / "arch_t5.gguf") as file, pytest.raises(ResourceError, match="not enough memory"):
-        load_model(file, n_threads=2, kv_tokens=64)
+        load_model(file, LoadConfig(n_threads=2, kv_tokens=64))
     assert [team.closed for team in backend.teams] == [True]
 
 
@@ -93,10 +93,10 @@ from gumba import GGUFFile, backends
 from support.recording_backend import RecordingBackend
 backends.get = lambda name="cpu", *, portable=False: RecordingBackend()
 from gumba.backends.base import Chunk
-from gumba.runner.load import load_model
+from gumba.runner.load import LoadConfig, load_model
 for path in sys.argv[1:]:
     with GGUFFile(Path(path)) as file:
-        model = load_model(file, n_threads=1)
+        model = load_model(file, LoadConfig(n_threads=1))
     source = 0 if model.config.start_token is None else 1
     model.forward([Chunk([1, 2], 0, model.kv.allocate(1), "last", model.allocate_state(), source)])
     model.close()

@@ -14,7 +14,7 @@ from gumba import GGUFFile, RequestError
 from gumba.bench import profiler
 from gumba.bench.benchmark import Bench, Workload
 from gumba.bench.profiler import Limits, Phase, Rates, measure_limits, profile
-from gumba.runner.load import Chunk, load_model
+from gumba.runner.load import Chunk, LoadConfig, load_model
 
 MODEL = Path(__file__).parent.parent / "data" / "model_gqa_tied.gguf"
 HYBRID = Path(__file__).parent.parent / "data" / "arch_qwen35.gguf"
@@ -50,7 +50,7 @@ def test_limits_are_measured() -> None:
 def test_operations_sum_to_the_step(n_threads: int) -> None:
     found = profile(MODEL, Workload(prompt=20, gen=3, depth=30, sequences=2, n_threads=n_threads), repeat=2)
     with GGUFFile(MODEL) as file:
-        model = load_model(file, n_threads=n_threads)
+        model = load_model(file, LoadConfig(n_threads=n_threads))
     names = {(op.kernel.name, op.work.shape) for op in model.operations}
     assert found.prefill is not None and found.decode is not None and found.phases == [found.prefill, found.decode]
     assert (found.prefill.tokens, found.prefill.steps, found.decode.tokens, found.decode.steps) == (20, 1, 6, 3)
@@ -72,7 +72,7 @@ def test_work_is_as_the_shapes_imply() -> None:
     decode = profile(MODEL, Workload(prompt=0, gen=3, depth=30, sequences=2, n_threads=1), repeat=1).decode
     assert decode is not None
     with GGUFFile(MODEL) as file:
-        model = load_model(file, n_threads=1)
+        model = load_model(file, LoadConfig(n_threads=1))
     work = [op.work for op in model.operations]
     context = 2 * 32  # 31, 32 and 33 tokens: 32 on average
     weights = sum(w.weights for w in work)
@@ -112,7 +112,7 @@ def test_layers_that_share_keys_work_for_the_last_token_of_a_prompt() -> None:
     assert step.seen(of_outputs=True) == (12 + 2, 12 + 1 + 2)
     assert step.seen(4, of_outputs=True) == (4 + 2, 4 + 1 + 2)
     with GGUFFile(Path(__file__).parent.parent / "data" / "arch_gemma4.gguf") as file:
-        model = load_model(file, n_threads=1)
+        model = load_model(file, LoadConfig(n_threads=1))
     attention = [op for op in model.operations if op.kernel.name.startswith("attention")]
     assert [step.of_outputs(op) for op in attention] == [False, False, True, True]
     assert [step.rows(op) for op in attention] == [8, 8, 3, 3]

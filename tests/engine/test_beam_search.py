@@ -15,7 +15,7 @@ from gumba import BeamSearchParams, GGUFFile, ModelError, RequestError, Sampling
 from gumba.engine.engine import Engine
 from gumba.engine.search.base import top_k
 from gumba.engine.search.beam import BeamSearch
-from gumba.runner.load import load_model
+from gumba.runner.load import LoadConfig, load_model
 from support.fake_model import END, N_VOCAB, hashed_logits
 
 DATA = Path(__file__).parent.parent / "data"
@@ -93,7 +93,7 @@ def test_answers_and_scores_are_those_of_transformers(index):
     case = GOLDENS[index]
     params = BeamSearchParams(**case["params"])
     with GGUFFile(DATA / f"model_{case['model']}.gguf") as file:
-        model = load_model(file, n_ctx=128, n_threads=1, max_batch_tokens=64, kv_type="f32")
+        model = load_model(file, LoadConfig(n_ctx=128, n_threads=1, max_batch_tokens=64, kv_type="f32"))
         engine = Engine(model, model.config.n_vocab, max_sequences=32)
         try:
             search = BeamSearch(case["prompt"], params, end_ids={2, *params.stop_token_ids}, n_ctx=engine.n_ctx)

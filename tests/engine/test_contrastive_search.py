@@ -10,7 +10,7 @@ import pytest
 from gumba import ContrastiveSearchParams, GGUFFile, ModelError, RequestError, SamplingParams
 from gumba.engine.engine import Engine
 from gumba.engine.search.contrastive import ContrastiveSearch
-from gumba.runner.load import Chunk, load_model
+from gumba.runner.load import Chunk, LoadConfig, load_model
 from support.fake_model import END, N_VOCAB, hashed_hidden, hashed_logits
 
 DATA = Path(__file__).parent.parent / "data"
@@ -153,7 +153,7 @@ def test_real_hidden_states(name):
     with GGUFFile(DATA / f"model_{name}.gguf") as file, np.load(DATA / f"model_{name}.npz") as stored:
         prompt = stored["tokens"][:30].tolist()
         params = ContrastiveSearchParams(top_k=4, max_tokens=12)
-        alone = load_model(file, n_ctx=128, n_threads=1, max_batch_tokens=64, kv_type="f32")
+        alone = load_model(file, LoadConfig(n_ctx=128, n_threads=1, max_batch_tokens=64, kv_type="f32"))
         pages = alone.kv.allocate(1)
 
         def rows(history, what):
@@ -165,7 +165,9 @@ def test_real_hidden_states(name):
         )
         alone.close()
         for n_threads, max_batch_tokens in [(1, 64), (2, 7)]:
-            model = load_model(file, n_ctx=128, n_threads=n_threads, max_batch_tokens=max_batch_tokens, kv_type="f32")
+            model = load_model(
+                file, LoadConfig(n_ctx=128, n_threads=n_threads, max_batch_tokens=max_batch_tokens, kv_type="f32")
+            )
             engine = Engine(model, model.config.n_vocab, max_sequences=8)
             try:
                 search = ContrastiveSearch(prompt, params, end_ids={2}, n_ctx=engine.n_ctx, n_embd=model.config.n_embd)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gumba import LLM, BeamSearchParams, ContrastiveSearchParams, GGUFFile, RequestError, SamplingParams
-from gumba.runner.load import Chunk, Model, load_model
+from gumba.runner.load import Chunk, LoadConfig, Model, load_model
 from gumba.sampling.sampler import Sampler, SamplerState, UniformStream
 
 PATH = Path(__file__).parent.parent / "data" / "arch_t5_gated.gguf"
@@ -31,7 +31,7 @@ def llm() -> Iterator[LLM]:
 @pytest.fixture(scope="module")
 def model() -> Iterator[Model]:
     with GGUFFile(PATH) as file:
-        opened = load_model(file, n_ctx=N_CTX, n_threads=1)
+        opened = load_model(file, LoadConfig(n_ctx=N_CTX, n_threads=1))
     yield opened
     opened.close()
 

@@ -392,10 +392,12 @@ def test_names_of_vllm(make_llm, monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
     loaded = []
     monkeypatch.setattr(
-        gumba.llm.reloadable_model, "load_model", lambda gguf, **options: loaded.append(options) or FakeModel()
+        gumba.llm.reloadable_model,
+        "load_model",
+        lambda gguf, settings, **options: loaded.append(settings) or FakeModel(),
     )
     gumba.LLM(model="fake.gguf", max_model_len=48)
-    assert loaded[0]["n_ctx"] == 48
+    assert loaded[0].n_ctx == 48
     with pytest.raises(RequestError, match="max_model_len and n_ctx are the same setting"):
         gumba.LLM("fake.gguf", max_model_len=48, n_ctx=48)
     with pytest.raises(RequestError, match="max_model_len: expected"):

@@ -11,7 +11,7 @@ import pytest
 
 from gumba import LLM, BeamSearchParams, GGUFFile, RequestError, SamplingParams
 from gumba.engine.speculative.draft_model import ModelDrafter
-from gumba.runner.load import Chunk, load_model
+from gumba.runner.load import Chunk, LoadConfig, load_model
 
 DATA = Path(__file__).parent.parent / "data"
 PARAMS = SamplingParams(temperature=0.9, seed=5, max_tokens=80, ignore_eos=True)
@@ -125,7 +125,7 @@ def test_a_model_that_drafts_for_itself(path: Path, draft_tokens: int, expected:
 def test_a_draft_model_rolls_back_wrong_tokens(path: Path) -> None:
     """It proposes what a new drafter proposes, and computes only the tokens after the verified ones."""
     with GGUFFile(path) as gguf:
-        model = load_model(gguf, n_threads=1)
+        model = load_model(gguf, LoadConfig(n_threads=1))
     forward, seen = model.forward, []
 
     def counted(chunks: Sequence[Chunk]) -> np.ndarray:

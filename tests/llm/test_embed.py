@@ -12,7 +12,7 @@ from gguf import GGUFReader
 from gumba.engine.engine import Engine
 from gumba.engine.pooling import EmbedSequence, LogitsSequence
 from gumba.gguf import GGUFFile
-from gumba.runner.load import load_model
+from gumba.runner.load import LoadConfig, load_model
 
 DATA = Path(__file__).parent.parent / "data" / "model_plain.gguf"
 TOKENS = [3, 9, 4, 1, 7, 7, 2, 11, 5, 8, 3, 3, 6, 10, 2, 9, 1]
@@ -25,7 +25,7 @@ def gguf() -> Iterator[GGUFFile]:
 
 
 def make(gguf: GGUFFile, **options: int) -> Engine:
-    model = load_model(gguf, n_ctx=64, kv_type="f32", **options)
+    model = load_model(gguf, LoadConfig(n_ctx=64, kv_type="f32", **options))
     return Engine(model, model.config.n_vocab, max_sequences=8)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gumba import LLM, RequestError, backends
+from gumba import LLM, GGUFFile, RequestError, backends
 from gumba.cli.commands import build_parser
 from gumba.llm import reloadable_model
+from gumba.runner.load import LoadConfig, Model
 from gumba.simd import detect
 from support import tiny_chat
 
@@ -29,9 +31,9 @@ def test_model_and_draft_model_are_portable(tmp_path: Path, monkeypatch: pytest.
     tiny = tiny_chat.write(tmp_path / "tiny.gguf")
     load, given = reloadable_model.load_model, []
 
-    def recorded(*args: Any, portable: bool, **options: Any) -> Any:
-        given.append(portable)
-        return load(*args, **options)
+    def recorded(gguf: GGUFFile, settings: LoadConfig, **options: Any) -> Model:
+        given.append(settings.portable)
+        return load(gguf, replace(settings, portable=False), **options)
 
     monkeypatch.setattr(reloadable_model, "load_model", recorded)
     for portable in (False, True):

@@ -13,7 +13,7 @@ import pytest
 from gumba import GGUFFile
 from gumba.errors import EngineError, ModelError, RequestError, ResourceError, UnsupportedError
 from gumba.loading.weight_loader import block_format
-from gumba.runner.load import Chunk, load_model
+from gumba.runner.load import Chunk, LoadConfig, load_model
 from support.changed_models import SOURCE, rewrite
 from support.gguf_bytes import GGUFBytes
 from support.tiny_models import load
@@ -152,9 +152,9 @@ def test_arguments_out_of_range() -> None:
             {"max_batch_tokens": -1},
         ):
             with pytest.raises(RequestError, match=next(iter(arguments))):
-                load_model(file, **arguments)
+                load_model(file, LoadConfig(**arguments))
         with pytest.raises(RequestError, match="kv_type"):
-            load_model(file, kv_type="q1")
+            load_model(file, LoadConfig(kv_type="q1"))
 
 
 def test_bad_chunks_change_nothing() -> None:

@@ -19,7 +19,7 @@ from gumba import GGUFFile, backends
 from gumba.backends.cpu import packing
 from gumba.errors import GGUFError, RequestError, ResourceError
 from gumba.loading import weight_loader
-from gumba.runner.load import Model
+from gumba.runner.load import LoadConfig, Model
 from gumba.simd.detect import current
 from support.tiny_models import DATA, GOLDENS, load, logits_of, prompt, write_model
 
@@ -155,7 +155,7 @@ def test_a_file_replaced_between_opening_and_loading(path: Path) -> None:
         copy.write_bytes(path.read_bytes())
         copy.replace(path)
         with pytest.raises(GGUFError, match="changed or replaced"):
-            gumba.runner.load.load_model(file, n_threads=2)
+            gumba.runner.load.load_model(file, LoadConfig(n_threads=2))
     assert not helpers()
 
 
@@ -174,10 +174,10 @@ def test_a_file_rewritten_while_it_is_loaded(path: Path, n_threads: int, monkeyp
     with GGUFFile(path) as file:
         monkeypatch.setattr(weight_loader.Loader, "_pack", rewrite)
         with pytest.raises(GGUFError, match="changed"):
-            gumba.runner.load.load_model(file, n_ctx=64, n_threads=n_threads)
+            gumba.runner.load.load_model(file, LoadConfig(n_ctx=64, n_threads=n_threads))
         monkeypatch.undo()
         with pytest.raises(GGUFError, match="changed"):
-            gumba.runner.load.load_model(file, n_ctx=64, n_threads=n_threads)
+            gumba.runner.load.load_model(file, LoadConfig(n_ctx=64, n_threads=n_threads))
     path.write_bytes(data)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     load(path).close()
@@ -271,7 +271,7 @@ def test_a_file_that_ends_too_early(path: Path) -> None:
     with GGUFFile(path) as file:
         os.truncate(path, size - 1000)
         with pytest.raises(GGUFError):
-            gumba.runner.load.load_model(file, n_threads=2)
+            gumba.runner.load.load_model(file, LoadConfig(n_threads=2))
     assert not helpers()
 
 
@@ -335,7 +335,7 @@ def test_the_kernels_of_a_file_are_known_before_it_is_read(path: Path) -> None:
     """What ``gumba compile MODEL`` compiles is what the model runs."""
     with GGUFFile(path) as file:
         known = {kernel.name for kernel in gumba.runner.load.functions_of(backends.get(), file, "f32")}
-        model = gumba.runner.load.load_model(file, n_threads=1, kv_type="f32")
+        model = gumba.runner.load.load_model(file, LoadConfig(n_threads=1, kv_type="f32"))
     try:
         operations = [*model.operations, *getattr(getattr(model, "encoder", None), "operations", [])]
         assert {operation.kernel.name for operation in operations} == known

@@ -21,6 +21,7 @@ from gumba.jit import jit
 from gumba.memory import lacks_memory, no_memory, shortage
 from gumba.runner import memory_budget
 from gumba.runner.kv_cache import KVCache
+from gumba.runner.load import LoadConfig
 
 PATH = Path(__file__).parent.parent / "data" / "arch_qwen3.gguf"
 
@@ -80,7 +81,7 @@ def most(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def n_pages(**options: Any) -> int:
     with GGUFFile(PATH) as gguf:
-        model = gumba.runner.load.load_model(gguf, n_threads=1, **options)
+        model = gumba.runner.load.load_model(gguf, LoadConfig(n_threads=1, **options))
         model.close()
         return model.kv.n_pages
 

@@ -31,7 +31,7 @@ def make_llm(monkeypatch):
         tokenizer = SimpleNamespace(from_gguf=lambda gguf: FakeTokenizer())
         monkeypatch.setattr(gumba.llm.llm, "GGUFFile", lambda path: file)
         monkeypatch.setattr(gumba.llm.llm, "Tokenizer", tokenizer)
-        monkeypatch.setattr(gumba.llm.reloadable_model, "load_model", lambda gguf, **options: model)
+        monkeypatch.setattr(gumba.llm.reloadable_model, "load_model", lambda gguf, settings, **options: model)
         llm = gumba.llm.llm.LLM("fake.gguf", max_sequences=max_sequences, max_queue=max_queue)
         llms.append(llm)
         return llm

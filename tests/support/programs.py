@@ -13,7 +13,7 @@ from gumba.backends.cpu.packing import PackedMatrix, pack_matrix
 from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.quants import BlockFormat, get
-from gumba.runner.load import Model, load_model
+from gumba.runner.load import LoadConfig, Model, load_model
 from gumba.simd.detect import current
 
 GOLDENS = sorted((Path(__file__).parent.parent / "data").glob("model_*.gguf"))
@@ -24,7 +24,7 @@ _FUNCTION = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
 
 def load(path: Path, **options: int) -> Model:
     with GGUFFile(path) as file:
-        return load_model(file, **options)
+        return load_model(file, LoadConfig(**options))
 
 
 def matrix(format: BlockFormat, n_rows: int, columns: int, seed: int = 0) -> PackedMatrix:

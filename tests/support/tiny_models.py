@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from gumba import GGUFFile
 from gumba.quants import FORMATS, dequantize, get, quantize
-from gumba.runner.load import Chunk, Model, load_model
+from gumba.runner.load import Chunk, LoadConfig, Model, load_model
 
 DATA = Path(__file__).parent.parent / "data"
 GOLDENS = sorted(DATA.glob("model_*.gguf"))
@@ -41,10 +41,10 @@ def stored(path: Path) -> tuple[list[int], np.ndarray]:
         return golden["tokens"].tolist(), golden["logits"]
 
 
-def load(path: Path, **options: Any) -> Model:
-    """The model of ``path``; the file is closed again, since weights are copied at load."""
+def load(path: Path, *, progress: Callable[[float], object] | None = None, **options: Any) -> Model:
+    """The model of ``path``; the file is closed again, since weights are copied at load. ``options``: of ``LoadConfig``."""
     with GGUFFile(path) as file:
-        return load_model(file, **options)
+        return load_model(file, LoadConfig(**options), progress=progress)
 
 
 def steps(tokens: Sequence[int], size: int) -> list[tuple[int, Sequence[int]]]:

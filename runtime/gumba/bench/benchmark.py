@@ -139,7 +139,7 @@ def loaded_model(path: Path, work: Workload) -> Iterator[LoadedBenchModel]:
     from gumba.gguf import GGUFFile
     from gumba.jit import jit
     from gumba.models.registry import architecture
-    from gumba.runner.load import load_model
+    from gumba.runner.load import LoadConfig, load_model
 
     n_ctx = work.depth + max(work.prompt, work.gen + 1)
     compiled_s = jit.stats.compile_s
@@ -161,8 +161,7 @@ def loaded_model(path: Path, work: Workload) -> Iterator[LoadedBenchModel]:
             raise RequestError(
                 f"{config.architecture} models are encoders, which compute a text in one step: --depth must be 0"
             )
-        model = load_model(
-            file,
+        settings = LoadConfig(
             n_ctx=n_ctx,
             max_batch_tokens=max(_BATCH_TOKENS, work.sequences),
             kv_tokens=work.sequences * (-(-n_ctx // 64)) * 64,
@@ -171,6 +170,7 @@ def loaded_model(path: Path, work: Workload) -> Iterator[LoadedBenchModel]:
             kv_type=work.kv_type,
             portable=work.portable,
         )
+        model = load_model(file, settings)
     load_s = time.perf_counter() - began - (jit.stats.compile_s - compiled_s)
     try:
         yield LoadedBenchModel(model, load_s, lambda: jit.stats.compile_s - compiled_s)

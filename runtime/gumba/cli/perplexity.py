@@ -44,7 +44,7 @@ def perplexity(args: argparse.Namespace) -> int:
 
     with GGUFFile(path) as file, Progress("windows") as progress:
         watch_compilation(progress, needed_for(path, args))
-        from gumba.runner.load import load_model
+        from gumba.runner.load import LoadConfig, load_model
 
         tokenizer = Tokenizer.from_gguf(file)
         tokens = tokenizer.encode(text)
@@ -52,15 +52,14 @@ def perplexity(args: argparse.Namespace) -> int:
             raise RequestError(
                 f"{args.textfile} has {len(tokens)} tokens; --ctx {args.ctx} needs at least {2 * args.ctx}"
             )
-        model = load_model(
-            file,
+        settings = LoadConfig(
             n_ctx=args.ctx,
             kv_tokens=args.ctx,
             kv_type=args.kv_type,
             portable=args.portable,
             n_threads=args.threads,
-            progress=progress.fraction("load"),
         )
+        model = load_model(file, settings, progress=progress.fraction("load"))
         try:
             bos = tokenizer.bos_id if tokenizer.add_bos else None
             for result in evaluate(model, tokens, args.ctx, bos):

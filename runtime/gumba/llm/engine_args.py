@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 from gumba.errors import RequestError, ResourceError, UnsupportedError
 from gumba.gguf import GGUFFile
-from gumba.llm.engine_config import CacheConfig, EngineConfig
+from gumba.llm.engine_config import EngineConfig
 from gumba.memory import available_memory
+from gumba.runner.load_config import LoadConfig
 from gumba.validation import KeywordError, require_boolean, require_count, require_number, show, suggestion
 
 log = logging.getLogger("gumba")
@@ -180,7 +181,7 @@ class EngineArgs:
         if self.memory_fraction is None:
             return self.config
         kv_memory = kv_budget(self.memory_fraction, gguf.file_size)
-        return replace(self.config, cache=replace(self.config.cache, kv_memory=kv_memory))
+        return replace(self.config, load=replace(self.config.load, kv_memory=kv_memory))
 
 
 def parse_engine_args(
@@ -218,18 +219,20 @@ def parse_engine_args(
     revision = _revision(values)
     token = _text(values, "hf_token") if not isinstance(values.get("hf_token"), bool) else None
     download = Download(revision, token, _text(values, "download_dir"))
-    cache = CacheConfig(
-        settings["kv_tokens"], settings["kv_memory"], settings["kv_type"], settings["n_states"], prefix_caching
+    load = LoadConfig(
+        n_ctx=n_ctx,
+        portable=require_boolean("portable", settings["portable"]),
+        max_sequences=require_count("max_sequences", settings["max_sequences"], 1),
+        **{
+            name: settings[name]
+            for name in ("n_threads", "max_batch_tokens", "kv_tokens", "kv_memory", "kv_type", "n_states")
+        },
     )
     config = EngineConfig(
-        n_ctx=n_ctx,
-        n_threads=settings["n_threads"],
-        max_batch_tokens=settings["max_batch_tokens"],
-        cache=cache,
-        portable=require_boolean("portable", settings["portable"]),
+        load=load,
+        prefix_caching=prefix_caching,
         draft_model=settings["draft_model"],
         draft_tokens=require_count("draft_tokens", settings["draft_tokens"], 1, 64),
-        max_sequences=require_count("max_sequences", settings["max_sequences"], 1),
         unload_after=_optional(require_number, "unload_after", settings["unload_after"], 0.0, 1e9),
         max_queue=_optional(require_count, "max_queue", settings["max_queue"], 0),
         seed=seed,

@@ -331,7 +331,7 @@ class InputProcessor:
 
     def with_caching(self, sequence: S) -> S:
         """``sequence``, without prefix caching if the settings turn it off."""
-        sequence.uses_prefix_cache = sequence.uses_prefix_cache and self._settings.cache.prefix_caching
+        sequence.uses_prefix_cache = sequence.uses_prefix_cache and self._settings.prefix_caching
         return sequence
 
     def check_usable(self) -> None:

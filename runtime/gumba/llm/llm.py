@@ -122,13 +122,13 @@ class LLM(ChatMixin, PoolingMixin):
         self._engine = Engine(
             loaded,
             self._tokenizer.n_vocab,
-            max_sequences=config.max_sequences,
+            max_sequences=config.load.max_sequences,
             max_queue=config.max_queue,
             draft_models=[] if draft is None else [draft],
             unload_after=config.unload_after,
             load=self._models.load,
         )
-        self._portable = config.portable
+        self._portable = config.load.portable
         n_ctx = self._engine.n_ctx
         if not loaded.config.causal:  # an encoder computes a text in one step
             n_ctx = min(n_ctx, loaded.max_batch_tokens)

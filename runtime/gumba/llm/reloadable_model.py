@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.llm.engine_config import EngineConfig
-from gumba.runner.load import load_model
+from gumba.runner.load import LoadConfig, load_model
 from gumba.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -47,20 +47,7 @@ class ReloadableModel:
 
     def load(self, progress: Callable[[float], None] | None = None) -> list[Model]:
         """Load the model, then its draft model; returns both in this order."""
-        config, cache = self._config, self._config.cache
-        model = load_model(
-            self._gguf,
-            progress=progress,
-            n_ctx=config.n_ctx,
-            n_threads=config.n_threads,
-            max_batch_tokens=config.max_batch_tokens,
-            max_sequences=config.max_sequences,
-            kv_tokens=cache.kv_tokens,
-            kv_memory=cache.kv_memory,
-            kv_type=cache.kv_type,
-            n_states=cache.n_states,
-            portable=config.portable,
-        )
+        model = load_model(self._gguf, self._config.load, progress=progress)
         try:
             if self._tokenizer.n_vocab > model.config.n_vocab:
                 raise ModelError(
@@ -79,8 +66,8 @@ class ReloadableModel:
             if not self._tokenizer.same_vocabulary(Tokenizer.from_gguf(gguf)):
                 raise ModelError(f"{path}: a draft model must have the same vocabulary as the model that it drafts for")
             n_ctx_train = gguf.get(f"{gguf.require('general.architecture', str)}.context_length", int, 1)
-            n_ctx = min(model.n_ctx, n_ctx_train)
-            draft = load_model(gguf, n_ctx=n_ctx, team=model.team, portable=self._config.portable)
+            settings = LoadConfig(n_ctx=min(model.n_ctx, n_ctx_train), portable=self._config.load.portable)
+            draft = load_model(gguf, settings, team=model.team)
             if not draft.config.causal or draft.config.n_labels or draft.config.start_token is not None:
                 draft.close()
                 raise ModelError(f"{path}: a draft model must have logits; this one is an encoder or a classifier")
@@ -90,7 +77,12 @@ class ReloadableModel:
 def _same_sizes(config: EngineConfig, model: Model) -> EngineConfig:
     """``config`` with the sizes of ``model``: it is loaded again with these, whatever memory is available then."""
     kv, states = model.kv, model.states
-    cache = replace(config.cache, kv_tokens=kv.n_pages * kv.page_tokens, kv_memory=None)
-    if states is not None:
-        cache = replace(cache, n_states=states.n_slots)
-    return replace(config, n_ctx=model.n_ctx, n_threads=model.n_threads, cache=cache)
+    load = replace(
+        config.load,
+        n_ctx=model.n_ctx,
+        n_threads=model.n_threads,
+        kv_tokens=kv.n_pages * kv.page_tokens,
+        kv_memory=None,
+        n_states=config.load.n_states if states is None else states.n_slots,
+    )
+    return replace(config, load=load)

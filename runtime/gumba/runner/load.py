@@ -7,8 +7,8 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import cast
 
 from gumba import backends
 from gumba.backends.base import Backend, Buffer, Chunk, Function, Program, ProgramSizes, StepLimits, Workers
@@ -22,6 +22,7 @@ from gumba.models import registry
 from gumba.models.registry import Architecture, architecture
 from gumba.runner.encoder_decoder import EncoderDecoder
 from gumba.runner.kv_cache import KVCache
+from gumba.runner.load_config import DEFAULT, LoadConfig
 from gumba.runner.memory_budget import MIN_PAGES, PageBudget, state_slots
 from gumba.runner.model import Model, ModelParts
 from gumba.runner.state_pool import StatePool
@@ -35,101 +36,109 @@ MAX_THREADS = 512
 
 def load_model(
     gguf: GGUFFile,
+    settings: LoadConfig = DEFAULT,
     *,
-    n_ctx: int | None = None,
-    max_batch_tokens: int = 512,
-    kv_tokens: int | None = None,
-    kv_memory: int | None = None,
-    kv_type: str | None = None,
-    n_states: int | None = None,
-    portable: bool = False,
-    n_threads: int | None = None,
     team: Workers | None = None,
-    max_sequences: int = 0,
-    progress: Callable[[float], Any] | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> Model:
     """Read a model's weights, pack them for this processor, and write its program.
 
     Args:
         gguf: The model file.
-        n_ctx: Maximum number of tokens of a sequence; None: the training context, at most 4096.
-        max_batch_tokens: Maximum number of tokens in one step. Models with an encoder, which reads a text in one step, use
-            ``n_ctx`` if that is more.
-        kv_tokens: Size of the KV cache in tokens, for all sequences together.
-        kv_memory: Size of the KV cache in bytes. Without either: DEFAULT_SEQUENCES sequences of ``n_ctx`` tokens, or as many
-            (at least one) as fit into an eighth of the available memory.
-        kv_type: Data type of the KV cache: "f16", "bf16", "f32" or "q8_0" (8.5 bits per element); None: bf16 on processors
-            with bf16 arithmetic, else f16.
-        n_states: Number of slots for recurrent states, checkpoints of cached prefixes included; None: MAX_STATES, more if
-            they are small, or as many as fit into an eighth of the available memory.
-        portable: Whether results have the same bits on every processor: f16 pages by default, and no instructions whose
-            results differ from those of others.
-        n_threads: Compute threads; None: one per core that this process may use.
+        settings: Sizes, the type of the KV cache, threads.
         team: Threads of another model to compute with instead. They must outlive this model, and the two models must not
             compute at the same time.
-        max_sequences: Number of sequences that must fit into the window pool (``KVCache.window_pool``), which layers with a
-            sliding window get if that saves memory; 0: no window pool.
         progress: Called with 0.0 to 1.0 while the weights are read.
 
     The environment variable GUMBA_AFFINITY ("0-3,8", or "all") pins all threads but the caller's to processors.
 
     Raises ModelError (UnsupportedError) for a file that gumba cannot run, ResourceError for too little memory, RequestError for
-    arguments out of range.
+    settings out of range.
     """
     module = architecture(gguf)
     config = module.read_config(gguf)
-    n_ctx = _context(config, n_ctx)
-    _check("max_batch_tokens", max_batch_tokens, 1 << 16)
-    for name, value, most in (
-        ("kv_tokens", kv_tokens, 1 << 30), ("kv_memory", kv_memory, 1 << 50), ("n_states", n_states, 1 << 20)
-    ):  # fmt: skip
-        if value is not None:
-            _check(name, value, most)
-    if team is not None:
-        n_threads = team.n_threads
-    elif n_threads is None:
-        n_threads = default_threads()
-    _check("n_threads", n_threads, MAX_THREADS)
-    if not config.causal or config.start_token is not None:  # an encoder computes a whole text in one step
-        max_batch_tokens = max(max_batch_tokens, n_ctx)
+    _check_settings(settings)
+    n_ctx = _context(config, settings.n_ctx)
+    n_threads = _threads(settings.n_threads, team)
     processors = _processors()
-    backend = backends.get(portable=portable)
-    if kv_type is None:
-        kv_type = backend.default_kv_type
-    shapes, format = config.kv_shapes, backend.kv_format(kv_type)
-    budget = PageBudget(shapes, n_ctx, max_batch_tokens, format, max_sequences if config.causal else 0)
-    n_states, states_bytes = state_slots(backend, config.state_parts, n_states, kv_memory)
-    sized = kv_tokens is not None or kv_memory is not None
-    if kv_tokens is None:
-        n_pages = budget.n_pages(kv_memory, states_bytes, gguf.file_size)
-        kv_tokens = n_pages * format.page_tokens
-    else:
-        n_pages = -(-kv_tokens // format.page_tokens)
-    sizes = ProgramSizes(min(max_batch_tokens, max(n_ctx, kv_tokens)), n_ctx)
-
-    def assemble(n_pages: int) -> Model:
-        kv = KVCache(backend, shapes, n_pages, kv_type, budget.window_pages(n_pages))
-        states = StatePool(backend, config.state_parts, n_states) if n_states else None
-        programs = _programs(backend, module, config, weights, sizes, n_threads, kv, states)
-        workers = backend.workers(n_threads, processors) if team is None else team
-        limits = StepLimits(config.n_vocab * config.n_types, n_ctx, sizes.max_batch_tokens, kv)
-        try:
-            runner, *encoders = [backend.runner(*program, workers, limits, states) for program in programs]
-        except BaseException:
-            if team is None:
-                workers.close()
-            raise
-        parts = ModelParts(config, runner, kv, states, workers, team is None, limits, backend.target, weights)
-        if not encoders:
-            return Model(parts)
-        return EncoderDecoder(Model(replace(parts, runner=encoders[0], owns_workers=False)), parts)
-
+    backend = backends.get(portable=settings.portable)
+    sizes = _sizes(backend, gguf, config, settings, n_ctx)
     try:
         weights = _weights(backend, gguf, module, config, n_threads, progress)
-        return assemble(n_pages) if sized else _with_fewer_pages(assemble, n_pages, format.page_tokens)
+        builder = _Builder(backend, module, config, weights, sizes, n_threads, processors, team)
+        if settings.kv_tokens is not None or settings.kv_memory is not None:
+            return builder.model(sizes.n_pages)
+        return _with_fewer_pages(builder.model, sizes.n_pages, sizes.page_tokens)
     except MemoryError:
         need = f"the weights and, for a context of {n_ctx} tokens, tables and cache need more than"
         raise ResourceError(f"{gguf.path}: {shortage(need, gguf.file_size)}") from None
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What a model's memory is allocated for: ``n_pages`` of its KV cache, or fewer if memory does not suffice."""
+
+    kv_type: str
+    page_tokens: int
+    budget: PageBudget
+    n_pages: int
+    n_states: int
+    program: ProgramSizes
+
+
+def _sizes(backend: Backend, gguf: GGUFFile, config: Config, settings: LoadConfig, n_ctx: int) -> _Sizes:
+    """The sizes that ``settings`` and the available memory give. Raises RequestError."""
+    max_batch_tokens = settings.max_batch_tokens
+    if not config.causal or config.start_token is not None:  # an encoder computes a whole text in one step
+        max_batch_tokens = max(max_batch_tokens, n_ctx)
+    kv_type = backend.default_kv_type if settings.kv_type is None else settings.kv_type
+    format = backend.kv_format(kv_type)
+    n_sequences = settings.max_sequences if config.causal else 0
+    budget = PageBudget(config.kv_shapes, n_ctx, max_batch_tokens, format, n_sequences)
+    n_states, states_bytes = state_slots(backend, config.state_parts, settings.n_states, settings.kv_memory)
+    kv_tokens = settings.kv_tokens
+    if kv_tokens is None:
+        n_pages = budget.n_pages(settings.kv_memory, states_bytes, gguf.file_size)
+        kv_tokens = n_pages * format.page_tokens
+    else:
+        n_pages = -(-kv_tokens // format.page_tokens)
+    program = ProgramSizes(min(max_batch_tokens, max(n_ctx, kv_tokens)), n_ctx)
+    return _Sizes(kv_type, format.page_tokens, budget, n_pages, n_states, program)
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Builds a model around packed weights: allocates its KV cache and states, writes its programs, starts its threads."""
+
+    backend: Backend
+    module: Architecture
+    config: Config
+    weights: object
+    sizes: _Sizes
+    n_threads: int
+    processors: list[int] | None
+    team: Workers | None
+
+    def model(self, n_pages: int) -> Model:
+        """The model, with ``n_pages`` pages. Raises MemoryError, ResourceError."""
+        backend, config, sizes = self.backend, self.config, self.sizes
+        kv = KVCache(backend, config.kv_shapes, n_pages, sizes.kv_type, sizes.budget.window_pages(n_pages))
+        states = StatePool(backend, config.state_parts, sizes.n_states) if sizes.n_states else None
+        programs = _programs(backend, self.module, config, self.weights, sizes.program, self.n_threads, kv, states)
+        workers = backend.workers(self.n_threads, self.processors) if self.team is None else self.team
+        limits = StepLimits(
+            config.n_vocab * config.n_types, sizes.program.max_context, sizes.program.max_batch_tokens, kv
+        )
+        try:
+            runner, *encoders = [backend.runner(*program, workers, limits, states) for program in programs]
+        except BaseException:
+            if self.team is None:
+                workers.close()
+            raise
+        parts = ModelParts(config, runner, kv, states, workers, self.team is None, limits, backend.target, self.weights)
+        if not encoders:
+            return Model(parts)
+        return EncoderDecoder(Model(replace(parts, runner=encoders[0], owns_workers=False)), parts)
 
 
 def _with_fewer_pages(assemble: Callable[[int], Model], n_pages: int, page_tokens: int) -> Model:
@@ -156,7 +165,7 @@ def _programs(
     backend: Backend,
     module: Architecture,
     config: Config,
-    weights: Any,
+    weights: object,
     sizes: ProgramSizes,
     n_threads: int,
     kv: KVCache,
@@ -189,8 +198,8 @@ def functions_of(backend: Backend, gguf: GGUFFile, kv_type: str) -> list[Functio
 
 
 #: Packed weights of loaded models, by file and device, so that models of one file share them; and locks, held while packing.
-_in_use: weakref.WeakValueDictionary[object, Any] = weakref.WeakValueDictionary()
-_packing: weakref.WeakValueDictionary[object, Any] = weakref.WeakValueDictionary()
+_in_use: weakref.WeakValueDictionary[object, object] = weakref.WeakValueDictionary()
+_packing: weakref.WeakValueDictionary[object, threading.Lock] = weakref.WeakValueDictionary()
 _guard = threading.Lock()
 
 
@@ -210,8 +219,8 @@ def _weights(
     module: Architecture,
     config: Config,
     n_threads: int,
-    progress: Callable[[float], Any] | None,
-) -> Any:
+    progress: Callable[[float], object] | None,
+) -> object:
     """A model's packed weights, which all loaded models of one file share: they are read-only."""
     key = (gguf.identity, backend.name, backend.target)
     with _guard:
@@ -239,6 +248,16 @@ def _processors() -> list[int] | None:
     return parse_affinity(setting)
 
 
+def _threads(n_threads: int | None, team: Workers | None) -> int:
+    """The number of compute threads. Raises RequestError."""
+    if team is not None:
+        return team.n_threads
+    if n_threads is None:
+        n_threads = default_threads()
+    _check("n_threads", n_threads, MAX_THREADS)
+    return n_threads
+
+
 def _context(config: Config, n_ctx: int | None) -> int:
     """The context length: ``n_ctx``, or the training context, at most DEFAULT_CONTEXT. Raises RequestError."""
     if n_ctx is None:
@@ -249,9 +268,21 @@ def _context(config: Config, n_ctx: int | None) -> int:
     return n_ctx
 
 
+def _check_settings(settings: LoadConfig) -> None:
+    """Raise RequestError for a size that is out of range whatever the model."""
+    _check("max_batch_tokens", settings.max_batch_tokens, 1 << 16)
+    for name, value, most in (
+        ("kv_tokens", settings.kv_tokens, 1 << 30),
+        ("kv_memory", settings.kv_memory, 1 << 50),
+        ("n_states", settings.n_states, 1 << 20),
+    ):
+        if value is not None:
+            _check(name, value, most)
+
+
 def _check(name: str, value: int, most: int) -> None:
     if type(value) is not int or not 1 <= value <= most:
         raise RequestError(f"{name} is {value!r}, expected an integer from 1 to {most}")
 
 
-__all__ = ["Chunk", "Model", "load_model"]
+__all__ = ["Chunk", "LoadConfig", "Model", "load_model"]
