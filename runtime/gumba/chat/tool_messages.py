@@ -46,7 +46,7 @@ def with_objects(message: Message, name: str) -> Message:
     return {**message, "tool_calls": converted}
 
 
-def _object(arguments: object) -> Any:
+def _object(arguments: object) -> object:
     if arguments is None or arguments == "":
         return {}
     if isinstance(arguments, str):
@@ -242,7 +242,7 @@ def _prints_none(render: Callable[[Sequence[Message]], str], messages: Sequence[
         return False
 
 
-def _calls(message: Message) -> list[Mapping[str, Any]]:
+def _calls(message: Message) -> list[Mapping[str, object]]:
     """The functions that ``message`` calls, with names and arguments."""
     if message.get("tool_calls"):
         return [call.get("function", call) for call in message["tool_calls"]]
@@ -306,7 +306,7 @@ def _modern(messages: Sequence[Message]) -> list[Message]:
 
 def _with_ids(messages: Sequence[Message]) -> list[Message]:
     """``messages`` whose calls and results have ids of nine letters and digits, as Mistral's templates require."""
-    ids: dict[Any, str] = {}
+    ids: dict[object, str] = {}
     open_ids: list[str] = []  # new ids of calls without one, in the order of their results
     result: list[Message] = []
     for i, message in enumerate(messages):

@@ -100,7 +100,7 @@ def response_schema(response_format: object, default: object = None) -> tuple[st
 
     Raises RequestError for a type other than "text", "json_object" and "json_schema".
     """
-    value: Mapping[str, Any] = response_format if isinstance(response_format, Mapping) else {}
+    value: Mapping[str, object] = response_format if isinstance(response_format, Mapping) else {}
     kind, inner = value.get("type"), value.get("json_schema")
     if kind == "json_object":
         return kind, value.get("schema", default)
@@ -135,7 +135,7 @@ def _prompts(value: object) -> list[Prompt]:
     return [value]
 
 
-def _take_tools(body: JsonObject) -> list[Mapping[str, Any]] | None:
+def _take_tools(body: JsonObject) -> list[Mapping[str, object]] | None:
     """Remove the tools from a body; None if the model cannot call any."""
     tools, choice = body.pop("tools", None), body.pop("tool_choice", "auto")
     if tools is not None and not isinstance(tools, list):

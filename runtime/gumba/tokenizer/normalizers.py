@@ -247,7 +247,7 @@ def byte_text(text: str) -> str:
     return text.encode().decode("latin-1").translate(BYTE_TO_CHARACTER)
 
 
-_STEPS: Mapping[str, Callable[[Mapping[str, Any]], Normalizer]] = {
+_STEPS: Mapping[str, Callable[[Mapping[str, object]], Normalizer]] = {
     "Lowercase": lambda step: _plain(lowercased),
     "NFC": _form,
     "NFD": _form,

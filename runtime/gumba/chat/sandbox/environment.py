@@ -82,7 +82,7 @@ class _Rewriter(NodeTransformer):
             operand.expr = self._through(" measured", operand.expr)
         return node
 
-    def _visit_literal(self, node: Any) -> Any:
+    def _visit_literal(self, node: Any) -> object:
         self.generic_visit(node)
         if isinstance(node, nodes.Tuple) and node.ctx != "load":
             return node
@@ -160,7 +160,7 @@ class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if wrapped is None:
             return None
 
-        def checked(*args: Any, **kwargs: Any) -> str:
+        def checked(*args: object, **kwargs: object) -> str:
             check_format(value.__self__, (*args, *kwargs.values()), LONG_BRACES)
             return wrapped(*args, **kwargs)
 
@@ -174,7 +174,7 @@ class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         budget().step()
         return super().getattr(obj, attribute)
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Any, operator: str, left: object, right: object) -> Any:
         spent = budget()
         spent.step()
         spent.make(binary_size(operator, left, right))
@@ -184,7 +184,7 @@ class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             spent.make(measure(result))
         return result
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(__self, __context: Any, __obj: Any, *args: object, **kwargs: object) -> Any:
         spent = budget()
         spent.step()
         given = {name: value for name, value in kwargs.items() if name not in _OWN_KEYWORDS}
@@ -201,7 +201,7 @@ class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return result
 
 
-def _finalize(value: object) -> Any:
+def _finalize(value: object) -> object:
     """Count a value before it is printed."""
     spent = budget()
     spent.step()

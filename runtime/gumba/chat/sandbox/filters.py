@@ -42,7 +42,7 @@ class _Steps:
         self._iterable = iterable
         self._budget = spent
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         for item in self._iterable:
             self._budget.step()
             yield item
@@ -51,11 +51,11 @@ class _Steps:
         return len(self._iterable)
 
 
-def _steps(iterable: object) -> Any:
+def _steps(iterable: object) -> object:
     return _Steps(iterable, budget())
 
 
-def _measured(value: object) -> Any:
+def _measured(value: object) -> object:
     spent = budget()
     spent.step()
     if isinstance(value, list | tuple | dict):
@@ -63,7 +63,7 @@ def _measured(value: object) -> Any:
     return value
 
 
-def _concatenate(values: list[Any]) -> str:
+def _concatenate(values: list[object]) -> str:
     texts = [text_of(value) for value in values]
     budget().make(text_size(texts))
     return "".join(texts)
@@ -78,7 +78,7 @@ def text_of(value: object) -> str:
     return text
 
 
-def _slice(value: Any, start: Any, stop: Any, step: Any) -> Any:
+def _slice(value: Any, start: object, stop: object, step: object) -> object:
     """``value[start:stop:step]``, counted before it is made."""
     spent = budget()
     spent.step()
@@ -95,11 +95,11 @@ _CHEAP = {
 }  # fmt: skip
 
 
-def _guarded(name: str, function: Callable[..., Any], check: Callable[..., None] | None) -> Callable[..., Any]:
+def _guarded(name: str, function: Callable[..., object], check: Callable[..., None] | None) -> Callable[..., object]:
     """A filter or test that measures its arguments and its result, and runs ``check`` on the arguments first."""
     passed = getattr(function, "jinja_pass_arg", None)
 
-    def guarded(*args: object, **kwargs: object) -> Any:
+    def guarded(*args: object, **kwargs: object) -> object:
         spent = budget()
         spent.step()
         if name in _CHEAP:
@@ -146,7 +146,7 @@ def _filter_format(template: object, *args: object, **kwargs: object) -> str:
     return str(template) % (kwargs or args)
 
 
-def _filter_sum(values: Iterable[Any], attribute: str | None = None, start: Any = 0) -> Any:
+def _filter_sum(values: Iterable[Any], attribute: str | None = None, start: object = 0) -> object:
     if attribute is not None:
         values = [value[attribute] for value in values]
     total = start
@@ -157,7 +157,7 @@ def _filter_sum(values: Iterable[Any], attribute: str | None = None, start: Any 
     return total
 
 
-def _filter_indent(text: Any, width: Any = 4, first: bool = False, blank: bool = False) -> str:
+def _filter_indent(text: object, width: Any = 4, first: bool = False, blank: bool = False) -> str:
     _check_width(text, width)
     prefix = width if isinstance(width, str) else " " * width
     text = str(text)
@@ -168,7 +168,7 @@ def _filter_indent(text: Any, width: Any = 4, first: bool = False, blank: bool =
     return "\n".join(prefix + line if (i or first) and (line or blank) else line for i, line in enumerate(lines))
 
 
-def join_counted(values: Any, d: Any = "", attribute: Any = None) -> str:
+def join_counted(values: Any, d: object = "", attribute: object = None) -> str:
     """``d.join(values)``, or of an attribute of them, counted while it is made."""
     if attribute is not None:
         values = [value.get(attribute, "") if isinstance(value, dict) else value[attribute] for value in values]
@@ -179,7 +179,7 @@ def join_counted(values: Any, d: Any = "", attribute: Any = None) -> str:
 
 
 def _filter_tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    value: object, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """``tojson`` as transformers defines it: plain JSON, without escapes for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
@@ -196,7 +196,7 @@ _CHECKS: dict[str, Callable[..., None]] = {
 }
 
 
-def check_method(text: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def check_method(text: str, name: str, args: tuple[object, ...], kwargs: dict[str, Any]) -> None:
     """Check the arguments of a method of str before it runs."""
     if name == "replace":
         _check_replace(text, *args, **kwargs)
@@ -210,7 +210,7 @@ def check_method(text: str, name: str, args: tuple[Any, ...], kwargs: dict[str, 
         refuse("a very long text is split into lines")
 
 
-def counted_filters(known: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+def counted_filters(known: Mapping[str, Callable[..., object]]) -> dict[str, Callable[..., Any]]:
     """The filters of templates: guarded versions of jinja2's (``known``), and those that only the rewriter can name."""
     filters = {name: known[name] for name in _FILTERS} | {
         "format": _filter_format,
@@ -223,6 +223,6 @@ def counted_filters(known: Mapping[str, Callable[..., Any]]) -> dict[str, Callab
     return guarded | {" steps": _steps, " measured": _measured, " concatenate": _concatenate, " slice": _slice}
 
 
-def counted_tests(known: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+def counted_tests(known: Mapping[str, Callable[..., object]]) -> dict[str, Callable[..., Any]]:
     """The tests of templates: guarded versions of jinja2's (``known``)."""
     return {name: _guarded(name, function, None) for name, function in known.items()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias
 
 from gumba.chat.tool_parsers.base import Parsed, Part, ToolParser, Tools, make_call, scan
 from gumba.chat.tool_parsers.values import (
@@ -16,6 +17,9 @@ from gumba.chat.tool_parsers.values import (
     read_whole,
     unescaped,
 )
+
+#: Makes a value of a key and a word without quotes.
+_Typed: TypeAlias = Callable[[str, str], object]
 
 OPEN, _CLOSE, _QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
 _HEAD = re.compile(r"\s*call:\s*([^\s{}<>]{1,500})\s*(?=\{)")
@@ -64,7 +68,7 @@ def _read(tools: Tools, text: str, place: int) -> Part:
     if head is None or name is None:
         raise NoCall(place if head is None else head.end())
 
-    def typed(key: str, word: str) -> Any:
+    def typed(key: str, word: str) -> object:
         return tools.typed(name, key, word, quotes=True)
 
     arguments, end = _container(text, head.end(), 1, typed)
@@ -74,14 +78,14 @@ def _read(tools: Tools, text: str, place: int) -> Part:
     return Part([call], after(text, end, _CLOSE))
 
 
-def _untyped(key: str, word: str) -> Any:
+def _untyped(key: str, word: str) -> object:
     try:
         return read_whole(word)
     except NoCall:
         return word
 
 
-def _value(text: str, place: int, depth: int, key: str, typed: object, in_object: bool) -> tuple[Any, int]:
+def _value(text: str, place: int, depth: int, key: str, typed: _Typed, in_object: bool) -> tuple[object, int]:
     """The value at ``place`` and where it ends."""
     place = after_space(text, place)
     if text.startswith(_QUOTE, place):
@@ -111,7 +115,7 @@ def _string(text: str, place: int) -> tuple[str, int]:
     raise NoCall(len(text))
 
 
-def _bare(text: str, place: int, key: str, typed: Any, in_object: bool) -> tuple[Any, int]:
+def _bare(text: str, place: int, key: str, typed: _Typed, in_object: bool) -> tuple[object, int]:
     """A value without quotes; in an object, a comma that no key follows is part of it."""
     end = place
     while (stop := _STOP.search(text, end)) is not None:
@@ -124,10 +128,10 @@ def _bare(text: str, place: int, key: str, typed: Any, in_object: bool) -> tuple
     return typed(key, text[place:end].strip()), end
 
 
-def _container(text: str, place: int, depth: int, typed: object) -> tuple[Any, int]:
+def _container(text: str, place: int, depth: int, typed: _Typed) -> tuple[object, int]:
     """A list or an object; ``typed`` makes a value of a key and a bare word."""
     closing = "}" if text[place] == "{" else "]"
-    items: list[Any] = []
+    items: list[object] = []
     table: JsonObject = {}
     place = after_space(text, place + 1)
     while not text.startswith(closing, place):

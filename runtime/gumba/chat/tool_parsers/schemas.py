@@ -46,7 +46,7 @@ def typed(parameters: object, key: str, text: str, quotes: bool = False) -> Any:
     return value
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     try:
         return read_whole(text)
     except NoCall:
@@ -77,7 +77,7 @@ class _Reader:
         ]
         return frozenset().union(*known) if known else _KINDS
 
-    def _properties(self, schema: object, key: str, seen: set[int]) -> Iterator[Any]:
+    def _properties(self, schema: object, key: str, seen: set[int]) -> Iterator[object]:
         """The schemas of the property ``key`` in ``schema`` and its parts."""
         if not isinstance(schema, Mapping) or id(schema) in seen:
             return
@@ -90,13 +90,13 @@ class _Reader:
         for part in self._parts(schema):
             yield from self._properties(part, key, seen)
 
-    def _parts(self, schema: Mapping[str, Any]) -> Iterator[Any]:
+    def _parts(self, schema: Mapping[str, Any]) -> Iterator[object]:
         if isinstance(schema.get("$ref"), str):
             yield self._resolved(schema["$ref"])
         for word in ("allOf", "anyOf", "oneOf"):
             yield from _listed(schema.get(word))
 
-    def _resolved(self, reference: str) -> Any:
+    def _resolved(self, reference: str) -> object:
         """The target of a JSON pointer into the root; None if it does not exist."""
         target = self._root
         for part in reference.removeprefix("#").split("/")[1:]:
@@ -153,5 +153,5 @@ class _Reader:
         return kinds
 
 
-def _listed(value: object) -> Sequence[Any]:
+def _listed(value: object) -> Sequence[object]:
     return value if isinstance(value, Sequence) and not isinstance(value, str) else ()

@@ -158,10 +158,10 @@ def read_literal(text: str, place: int, depth: int = 0) -> tuple[Any, int]:
     return _WORDS.get(word[0], word[0]), word.end()
 
 
-def _container(text: str, place: int, depth: int) -> tuple[Any, int]:
+def _container(text: str, place: int, depth: int) -> tuple[object, int]:
     """A list, a tuple (as a list) or a dictionary; a comma may follow the last item."""
     closing = _CLOSING[text[place]]
-    items: list[Any] = []
+    items: list[object] = []
     table: JsonObject = {}
     place = after_space(text, place + 1)
     while not text.startswith(closing, place):

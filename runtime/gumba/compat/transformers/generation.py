@@ -73,7 +73,7 @@ class Plan:
             raise RequestError(f"streamer: expected an object with put and end, found {show(self.streamer)}")
         alpha = require_number("penalty_alpha", options.get("penalty_alpha", 0.0), 0.0, 1.0)
         self.contrastive = not self.samples and self.beams == 1 and alpha > 0
-        ends: Any = options.get("eos_token_id")
+        ends: object = options.get("eos_token_id")
         ends = ends.tolist() if hasattr(ends, "tolist") else ends
         #: Tokens that end an answer; None: the file's. A negative id is none, as in transformers.
         self.ends: list[int] | None = None

@@ -73,7 +73,7 @@ _FILE_KEYS = {
 def file_defaults(metadata: Mapping[str, object], tokenizer: Tokenizer) -> dict[str, Any]:
     """The file's defaults for ``generate``; a sampling parameter among them turns sampling on, as in transformers."""
     ends = [*([] if tokenizer.eos_id is None else [tokenizer.eos_id]), *sorted(tokenizer.eog_ids - {tokenizer.eos_id})]
-    defaults: dict[str, Any] = {
+    defaults: dict[str, object] = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
         "pad_token_id": tokenizer.pad_id,
@@ -172,7 +172,7 @@ def _names(more: frozenset[str]) -> str:
 def merged(options: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, Any]:
     """Keywords of a call, over those of its ``generation_config``, over ``defaults``. None means not given."""
     config = options.get("generation_config")
-    given: Mapping[str, Any] = {}
+    given: Mapping[str, object] = {}
     if config is not None:
         read = getattr(config, "to_diff_dict", getattr(config, "to_dict", None))
         given = config if isinstance(config, Mapping) else read() if callable(read) else {}

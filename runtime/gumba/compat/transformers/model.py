@@ -275,7 +275,7 @@ class _Inputs:
         self.rows, self.masks, self.kind = rows, masks, kind
 
 
-def _inputs(ids: Any, attention_mask: Any, options: Mapping[str, Any], plan: Plan | None) -> _Inputs:
+def _inputs(ids: Any, attention_mask: object, options: Mapping[str, object], plan: Plan | None) -> _Inputs:
     """Checked ``input_ids`` and ``attention_mask`` [batch, n]."""
     if isinstance(ids, Mapping):
         ids, attention_mask = ids.get("input_ids"), ids.get("attention_mask", attention_mask)

@@ -57,11 +57,11 @@ def pipeline(
     model: str | PathLike[str] | LLM | PreTrainedModel | None = None,
     *,
     tokenizer: Any = None,
-    config: Any = None,
+    config: object = None,
     revision: str | None = None,
     token: str | bool | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
-    **defaults: Any,
+    model_kwargs: Mapping[str, object] | None = None,
+    **defaults: object,
 ) -> TextGenerationPipeline:
     """A callable that continues texts and answers conversations, as in transformers.
 
@@ -293,7 +293,7 @@ class _Call:
         return ids[most - n_ctx :]
 
 
-def _inputs(given: Any) -> tuple[list[str | list[Message]], bool]:
+def _inputs(given: object) -> tuple[list[str | list[Message]], bool]:
     """Texts or conversations, and whether the input was a single one outside of a list."""
     if isinstance(given, str):
         return [given], True
@@ -330,7 +330,7 @@ def _check_keywords(options: Mapping[str, object]) -> None:
     check_keywords(options, _KEYWORDS)
 
 
-def _generation(options: Mapping[str, object]) -> dict[str, Any]:
+def _generation(options: Mapping[str, object]) -> dict[str, object]:
     """The keywords of ``generate`` among those of a call."""
     keywords = {name: value for name, value in options.items() if name not in _KEYWORDS}
     stops = options.get("stop_sequence")

@@ -126,7 +126,7 @@ def allowed_only(function: Callable[[int, Any], Iterable[int]], row: int, n_voca
     return process
 
 
-def foreign(processor: Callable[[Any, Any], Any], n_prompt: int, padded: list[int]) -> Processor:
+def foreign(processor: Callable[[Any, Any], object], n_prompt: int, padded: list[int]) -> Processor:
     """A logits processor with transformers' interface: token ids [1, n], logits [1, n_vocab] (tensors where PyTorch is used).
 
     ``padded``: what it sees in the place of the ``n_prompt`` tokens of the prompt.
@@ -148,7 +148,7 @@ class Stop:
 
     def __init__(
         self,
-        criteria: Sequence[Callable[..., Any]],
+        criteria: Sequence[Callable[..., object]],
         deadline: float | None,
         end: int,
         n_prompt: int,
@@ -204,13 +204,13 @@ def decay(given: object) -> tuple[int, float]:
     return require_count(name, given[0], 0), require_number(name, given[1], 0.0, 1e3)
 
 
-def _rows(name: str, given: Any) -> list[Any]:
+def _rows(name: str, given: object) -> list[object]:
     if isinstance(given, str | bytes | Mapping) or not is_iterable(given):
         raise RequestError(f"{name}: expected a list of lists of token ids, found {show(given)}")
     return list(given)
 
 
-def token_ids(name: str, given: Any, n_vocab: int) -> list[int]:
+def token_ids(name: str, given: object, n_vocab: int) -> list[int]:
     """One or several token ids as a list. Raises RequestError for ids outside the vocabulary."""
     given = given.tolist() if hasattr(given, "tolist") else given
     if isinstance(given, int) and not isinstance(given, bool):
@@ -223,7 +223,7 @@ def token_ids(name: str, given: Any, n_vocab: int) -> list[int]:
     return ids
 
 
-def _array(values: object) -> Any:
+def _array(values: object) -> object:
     """An array, or a tensor in a process that uses PyTorch, whose functions foreign processors call."""
     array = np.asarray(values) if not isinstance(values, list) else np.array(values, np.int64)
     torch = sys.modules.get("torch")

@@ -146,7 +146,7 @@ class PreTrainedTokenizer:
 
     # ------------------------------------------------------------------------------------------------------ encoding
 
-    def __call__(self, text: Any = None, text_pair: Any = None, **options: Any) -> BatchEncoding:
+    def __call__(self, text: Any = None, text_pair: object = None, **options: object) -> BatchEncoding:
         """Token ids and attention mask of a text, or of a list of texts.
 
         Args:
@@ -307,7 +307,7 @@ class PreTrainedTokenizer:
             )
         left = _side("padding_side", options.get("padding_side") or self.padding_side) == "left"
         fill = {"input_ids": self.pad_token_id, "special_tokens_mask": 1}
-        padded: dict[str, list[Any]] = {}
+        padded: dict[str, list[object]] = {}
         for name, rows in columns.items():
             padded[name] = []
             for row in rows:
@@ -337,7 +337,7 @@ class PreTrainedTokenizer:
         text = self.backend.decode(ids if isinstance(ids, list) else [ids], skip_special_tokens)
         return without_spaces(text) if clean_up_tokenization_spaces else text
 
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
+    def batch_decode(self, sequences: object, skip_special_tokens: bool = False, **options: Any) -> list[str]:
         """The texts of rows of token ids; keywords as of ``decode``."""
         rows = listed(sequences)
         if not isinstance(rows, list):
@@ -372,21 +372,21 @@ class PreTrainedTokenizer:
     def apply_chat_template(
         self,
         conversation: Any,
-        tools: Sequence[Any] | None = None,
-        documents: Any = None,
+        tools: Sequence[object] | None = None,
+        documents: object = None,
         chat_template: str | None = None,
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
         tokenize: bool = True,
         sanitize_control_tokens: bool = True,
-        padding: Any = False,
-        truncation: Any = False,
+        padding: object = False,
+        truncation: object = False,
         max_length: int | None = None,
-        return_tensors: Any = None,
+        return_tensors: object = None,
         return_dict: bool = True,
         return_assistant_tokens_mask: bool = False,
-        tokenizer_kwargs: Mapping[str, Any] | None = None,
-        **variables: Any,
+        tokenizer_kwargs: Mapping[str, object] | None = None,
+        **variables: object,
     ) -> Any:
         """The prompt of a conversation (or of several): token ids, or its text (``tokenize=False``).
 
@@ -457,7 +457,12 @@ class PreTrainedTokenizer:
         return self._chosen or (self._tool_template() if tools else self._template())
 
     def _rendered(
-        self, template: ChatTemplate, chat: Any, generation_prompt: bool, continued: bool, variables: Mapping[str, Any]
+        self,
+        template: ChatTemplate,
+        chat: Any,
+        generation_prompt: bool,
+        continued: bool,
+        variables: Mapping[str, object],
     ) -> str:
         text = template.render(chat, generation_prompt, **variables)
         return until_final_message(text, chat) if continued else text

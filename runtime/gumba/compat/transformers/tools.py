@@ -12,7 +12,7 @@ from typing import Any, Literal, Union
 from gumba.errors import RequestError
 from gumba.validation import show
 
-_TYPES: dict[Any, dict[str, Any]] = {
+_TYPES: dict[object, dict[str, object]] = {
     int: {"type": "integer"},
     float: {"type": "number"},
     str: {"type": "string"},
@@ -34,7 +34,7 @@ def schemas(tools: Sequence[object]) -> list[Any]:
     """
     if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
         raise RequestError(f"tools: expected a list of functions or JSON schemas, found {show(tools)}")
-    listed: list[Any] = []
+    listed: list[object] = []
     for i, tool in enumerate(tools):
         if isinstance(tool, Mapping):
             listed.append(dict(tool))
@@ -45,7 +45,7 @@ def schemas(tools: Sequence[object]) -> list[Any]:
     return listed
 
 
-def _schema(function: Callable[..., Any]) -> dict[str, Any]:
+def _schema(function: Callable[..., object]) -> dict[str, object]:
     name = getattr(function, "__name__", type(function).__name__)
     description, arguments, returned = _documented(inspect.getdoc(function) or "")
     if not description:
@@ -70,10 +70,10 @@ def _schema(function: Callable[..., Any]) -> dict[str, Any]:
         properties[parameter.name] = {**schema, "description": text}
         if parameter.default is parameter.empty:
             required.append(parameter.name)
-    parameters: dict[str, Any] = {"type": "object", "properties": properties}
+    parameters: dict[str, object] = {"type": "object", "properties": properties}
     if required:
         parameters["required"] = required
-    result: dict[str, Any] = {"name": name, "description": description, "parameters": parameters}
+    result: dict[str, object] = {"name": name, "description": description, "parameters": parameters}
     if "return" in hints:
         result["return"] = {**_of_type(hints["return"]), **({"description": returned} if returned else {})}
     return {"type": "function", "function": result}
