@@ -210,9 +210,8 @@ def _expanded_tiles(layout: ExpandedLayout, isa: Isa, tokens: int) -> Inline[int
     """As ``_tiles``, of expanded blocks."""
     unit = isa.matrix_unit
     if unit is not None and layout.centred and tokens == unit.tokens:
-        tile = matrix_tile(layout, isa, unit, _add_scaled, _finish)
-    else:
-        tile = _expanded_tile(layout, isa, tokens)
+        return _matrix_tiles(layout, isa, unit)
+    tile = _expanded_tile(layout, isa, tokens)
 
     @inline
     def loop(t, last, w, x, x_stride, out, out_stride, residual, n_blocks, continued):
@@ -220,6 +219,32 @@ def _expanded_tiles(layout: ExpandedLayout, isa: Isa, tokens: int) -> Inline[int
             r = residual + t * out_stride if residual != 0 else 0
             tile(w, x + t * x_stride, x_stride, out + t * out_stride, out_stride, r, n_blocks, continued)
             t += tokens
+        return t
+
+    return loop
+
+
+def _matrix_tiles(layout: ExpandedLayout, isa: Isa, unit: MatrixUnit) -> Inline[int]:
+    """``_expanded_tiles`` by the matrix unit, set up once for all tiles: that takes as long as the products of four blocks."""
+    tile, tokens = matrix_tile(layout, isa, unit, _add_scaled, _finish), unit.tokens
+
+    @simd_function("void()")
+    def begin(s: Simd) -> None:
+        unit.begin(s)
+
+    @simd_function("void()")
+    def end(s: Simd) -> None:
+        unit.end(s)
+
+    @inline
+    def loop(t, last, w, x, x_stride, out, out_stride, residual, n_blocks, continued):
+        if t + tokens <= last:
+            begin()
+            while t + tokens <= last:
+                r = residual + t * out_stride if residual != 0 else 0
+                tile(w, x + t * x_stride, x_stride, out + t * out_stride, out_stride, r, n_blocks, continued)
+                t += tokens
+            end()
         return t
 
     return loop
