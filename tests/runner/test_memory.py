@@ -92,7 +92,7 @@ def test_a_kv_cache_shrinks_to_what_there_is(most: Callable[[int], None], caplog
     most(9)
     assert n_pages(n_ctx=256) == 8
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-        "not enough memory for a KV cache of 1024 tokens: it holds 512 (kv_memory, --kv-memory of commands, names its size)"
+        "not enough memory for a KV cache of 1024 tokens: it holds 512 (kv_memory, or --kv-memory of a command, sets its size)"
     ]
 
 

@@ -70,11 +70,11 @@ def add_parser(commands: Commands) -> None:
         metavar="N",
         type=integer(1, 4096),
         default=32,
-        help="maximum number of requests in a batch (default 32)",
+        help="maximum number of requests in a batch (default: 32)",
     )
     add_generation(parser, "maximum number of tokens per answer (default: until the end of text or context)")
     add_template(parser)
-    parser.add_argument("-q", "--quiet", action="store_true", help="print no summary and notices on stderr")
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not print the summary and notices on stderr")
 
 
 def batch(args: argparse.Namespace) -> int:

@@ -29,26 +29,26 @@ def add_parser(commands: Commands) -> None:
         "--prompt",
         metavar="N",
         type=integer(0, 1 << 24),
-        help="tokens of the prompt (default 512, or as many as fit the model's context)",
+        help="tokens of the prompt (default: 512, or as many as fit into the model's context)",
     )
     parser.add_argument(
         "--gen",
         metavar="N",
         type=integer(0, 1 << 24),
-        help="decode steps (default 64, or as many as fit; 0 for models that do not generate text)",
+        help="decode steps (default: 64, or as many as fit; 0 for models that do not generate text)",
     )
     parser.add_argument(
         "--depth",
         metavar="N",
         type=integer(0, 1 << 24),
         default=0,
-        help="tokens in the KV cache before both (default 0)",
+        help="tokens in the KV cache before the prompt, and before the decode steps (default: 0)",
     )
     parser.add_argument(
-        "--sequences", metavar="N", type=integer(1, 4096), default=1, help="sequences decoded at once (default 1)"
+        "--sequences", metavar="N", type=integer(1, 4096), default=1, help="sequences decoded at once (default: 1)"
     )
     parser.add_argument(
-        "--repeat", metavar="N", type=integer(1, 1000), default=5, help="number of measured runs (default 5)"
+        "--repeat", metavar="N", type=integer(1, 1000), default=5, help="number of measured runs (default: 5)"
     )
     add_threads(parser)
     add_numerics(parser)

@@ -59,7 +59,7 @@ _HELP = """\
 /set NAME VALUE    change a setting (temperature, top_k, seed, max_tokens ...; without VALUE: show it). VALUE is a number,
                    true, false, none, default, a text, a list (top_k,temperature or ["a", "b"]) or an object ({"5": -2})
 /reasoning MODE    show or hide the model's reasoning, or raw: leave it in the answer
-/probs [N]         show the probability of each token and of N alternatives (default 3); /probs off: stop
+/probs [N]         show the probability of each token and of N alternatives (default: 3); /probs off: stop
 /show              show the settings and the model
 /stats             show tokens and speed of the last answer
 /exit              leave (also Ctrl-D); Ctrl-C stops an answer

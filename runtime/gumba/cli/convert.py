@@ -40,16 +40,21 @@ def add_parser(commands: Commands) -> None:
         type=str.lower,
         choices=TYPES,
         metavar="TYPE",
-        help="type of the weights, in any case (default q6_k, of encoders q8_0): "
-        "f32, f16, bf16; q8_0, q6_k, q5_1, q5_0, q4_1, q4_0; the mixtures "
-        "q5_k_m, q5_k_s, q4_k_m, q4_k_s, iq4_nl, iq4_xs, q3_k_l, q3_k_m, q3_k_s, q2_k with llama.cpp's choice for each tensor "
-        "(q5_k, q4_k and q3_k mean those ending in _m); mxfp4_moe for experts; q2_0, tq2_0, tq1_0, q1_0 for models trained in "
-        "them",
+        help="type of the weights, in upper or lower case (default: q6_k, of encoders q8_0): f32, f16, bf16; q8_0, q6_k, q5_1, "
+        "q5_0, q4_1, q4_0; the mixtures q5_k_m, q5_k_s, q4_k_m, q4_k_s, iq4_nl, iq4_xs, q3_k_l, q3_k_m, q3_k_s, q2_k with "
+        "llama.cpp's choice for each tensor (q5_k, q4_k and q3_k mean those ending in _m); mxfp4_moe for models with experts; "
+        "q2_0, tq2_0, tq1_0, q1_0 for models trained with such weights",
     )
     parser.add_argument(
-        "--pure", action="store_true", help="use that type for every matrix instead of more bits for some"
+        "--pure",
+        action="store_true",
+        help="use that type for every matrix, without the exceptions that give some more bits",
     )
-    parser.add_argument("--pre-tokenizer", metavar="NAME", help="name of the pre-tokenizer, if it is not recognized")
+    parser.add_argument(
+        "--pre-tokenizer",
+        metavar="NAME",
+        help="name of the pre-tokenizer in GGUF (tokenizer.ggml.pre), for a checkpoint whose own is not recognized",
+    )
     add_revision(parser)
     add_threads(parser)
 

@@ -35,7 +35,7 @@ def add_parser(commands: Commands) -> None:
         choices=("mean", "cls", "last", "none"),
         help="how to pool the token vectors; none: one vector per token (default: as the model was trained)",
     )
-    parser.add_argument("--no-normalize", action="store_true", help="do not scale the vectors to length 1")
+    parser.add_argument("--no-normalize", action="store_true", help="do not scale the vectors to length 1 (L2 norm)")
     parser.add_argument(
         "--prompt",
         metavar="NAME",

@@ -28,7 +28,7 @@ def add_parser(commands: Commands) -> None:
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
         default="bfloat16",
-        help="type of the weights (default bfloat16)",
+        help="data type of the weights (default: bfloat16)",
     )
     add_threads(parser)
 

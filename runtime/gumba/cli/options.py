@@ -169,7 +169,8 @@ def add_context(parser: argparse.ArgumentParser) -> None:
         "--kv-memory",
         metavar="SIZE",
         type=size,
-        help="memory for the KV cache, e.g. 512M or 2G (default: four contexts, fewer if they exceed an eighth of the memory)",
+        help="memory for the KV cache in bytes, or e.g. 512M or 2G (default: four sequences of --ctx tokens, at most an eighth "
+        "of the available memory)",
     )
     add_numerics(parser)
 
@@ -180,7 +181,8 @@ def add_numerics(parser: argparse.ArgumentParser) -> None:
         "--kv-type",
         type=str.lower,
         choices=KV_TYPES,
-        help="data type of the KV cache; q8_0 halves its memory (default: bf16 on processors with bf16 instructions, else f16)",
+        help="data type of the KV cache; q8_0 takes half the memory of f16 (default: bf16 on processors with bf16 "
+        "instructions, else f16)",
     )
     add_portable(parser)
 
@@ -190,7 +192,7 @@ def add_portable(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--portable",
         action="store_true",
-        help="give the same results, bit for bit, on every processor (KV cache: f16 by default)",
+        help="give logits, embeddings and greedy answers the same bits on every processor (KV cache: f16 by default)",
     )
 
 
@@ -201,63 +203,81 @@ ADVANCED_SAMPLING = (
         "repetition_window",
         "N",
         integer(-1, 2**31 - 1),
-        "penalties consider the last N tokens (default 64)",
+        "number of last tokens that penalties consider; -1: all, 0: none (default: 64)",
     ),
     (
         "--presence-penalty",
         "presence_penalty",
         "A",
         number(-100, 100),
-        "subtract A from the logits of tokens that occurred (default 0)",
+        "subtract A from the logit of each token that occurred (default: 0, off)",
     ),
-    ("--frequency-penalty", "frequency_penalty", "A", number(-100, 100), "subtract A for each occurrence (default 0)"),
-    ("--typical", "typical_p", "P", number(0, 1), "locally typical sampling (default 1: off)"),
+    (
+        "--frequency-penalty",
+        "frequency_penalty",
+        "A",
+        number(-100, 100),
+        "subtract A from a token's logit for each occurrence (default: 0, off)",
+    ),
+    ("--typical", "typical_p", "P", number(0, 1), "locally typical sampling (default: 1, off)"),
     (
         "--top-n-sigma",
         "top_n_sigma",
         "N",
         number(-1, 100),
-        "drop tokens N standard deviations below the most likely (default -1: off)",
+        "drop tokens whose logits are more than N standard deviations below the highest (default: -1, off)",
     ),
     (
         "--xtc-probability",
         "xtc_probability",
         "P",
         number(0, 1),
-        "probability of dropping the most likely tokens (default 0)",
+        "XTC: probability of dropping the most likely tokens (default: 0, off)",
     ),
     (
         "--xtc-threshold",
         "xtc_threshold",
         "P",
         number(0, 1),
-        "probability from which XTC may drop a token (default 0.1)",
+        "XTC: minimum probability of the tokens that it drops (default: 0.1)",
     ),
-    ("--dry-multiplier", "dry_multiplier", "M", number(0, 100), "DRY: penalize repeated sequences (default 0: off)"),
-    ("--dry-base", "dry_base", "B", number(1, 100), "base of the DRY penalty (default 1.75)"),
+    (
+        "--dry-multiplier",
+        "dry_multiplier",
+        "M",
+        number(0, 100),
+        "DRY: multiplier of the penalty on repeated sequences (default: 0, off)",
+    ),
+    ("--dry-base", "dry_base", "B", number(1, 100), "DRY: base of the penalty (default: 1.75)"),
     (
         "--dry-allowed-length",
         "dry_allowed_length",
         "N",
         integer(0, 2**31 - 1),
-        "longest repetition without DRY penalty (default 2)",
+        "DRY: longest repetition without penalty, in tokens (default: 2)",
     ),
     (
         "--mirostat",
         "mirostat",
-        "1|2",
+        "0|1|2",
         integer(0, 2),
-        "Mirostat version: hold the surprise at a target (default 0: off)",
+        "sample with Mirostat, version 1 or 2, which holds the surprise of tokens at a target (default: 0, off)",
     ),
-    ("--mirostat-ent", "mirostat_tau", "T", number(0, 100), "Mirostat's target (default 5)"),
-    ("--mirostat-lr", "mirostat_eta", "E", number(0, 10), "Mirostat's learning rate (default 0.1)"),
-    ("--keep", "n_keep", "N", integer(-1, 2**31 - 1), "number of first tokens that --context-shift keeps (default 4)"),
+    ("--mirostat-ent", "mirostat_tau", "T", number(0, 100), "Mirostat: target surprise tau, in bits (default: 5)"),
+    ("--mirostat-lr", "mirostat_eta", "E", number(0, 10), "Mirostat: learning rate eta (default: 0.1)"),
+    (
+        "--keep",
+        "n_keep",
+        "N",
+        integer(-1, 2**31 - 1),
+        "number of first tokens that --context-shift keeps; -1: the whole prompt (default: 4)",
+    ),
     (
         "--lookup",
         "prompt_lookup_tokens",
         "N",
         integer(0, 1024),
-        "prompt lookup: draft up to N tokens from earlier text (default 0)",
+        "prompt lookup: draft up to N tokens from earlier text (default: 0, off)",
     ),
 )
 
@@ -316,30 +336,30 @@ def template_args(args: argparse.Namespace) -> dict[str, object]:
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Add sampling options; those not given keep the defaults of ``SamplingParams``."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--temp", metavar="T", type=number(0, 100), help="temperature; 0: greedy (default 0.8)")
+    group.add_argument("--temp", metavar="T", type=number(0, 100), help="temperature; 0: greedy (default: 0.8)")
     group.add_argument(
         "--top-k",
         metavar="K",
         type=integer(0, 2**31 - 1),
-        help="sample from the K most likely tokens; 0: from all (default 40)",
+        help="sample from the K most likely tokens; 0: from all (default: 40)",
     )
     group.add_argument(
         "--top-p",
         metavar="P",
         type=number(0, 1),
-        help="sample from the most likely tokens whose probabilities sum to P (default 0.95)",
+        help="sample from the most likely tokens whose probabilities sum to P; 1: off (default: 0.95)",
     )
     group.add_argument(
         "--min-p",
         metavar="P",
         type=number(0, 1),
-        help="drop tokens below P times the highest probability (default 0.05)",
+        help="drop tokens below P times the highest probability; 0: off (default: 0.05)",
     )
     group.add_argument(
         "--repeat-penalty",
         metavar="R",
         type=number(0.01, 100),
-        help="penalize recent tokens; 1: off (default 1)",
+        help="divide positive logits of recent tokens by R, multiply negative ones (default: 1, off)",
     )
     for name, field, metavar, kind, text in ADVANCED_SAMPLING:
         group.add_argument(name, dest=field, metavar=metavar, type=kind, help=text)
@@ -347,13 +367,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--context-shift",
         action="store_true",
         default=None,
-        help="when the context is full, drop old tokens and continue",
+        help="when the context is full, drop the older half of the tokens after the first --keep and continue",
     )
     group.add_argument(
         "--samplers",
         metavar="NAMES",
         type=lambda text: re.split("[;,]", text),
-        help="samplers to apply, in this order, e.g. top_k;temperature",
+        help="samplers to apply, in this order, separated by ; or , (default: penalties;dry;top_n_sigma;top_k;typical_p;top_p;"
+        "min_p;epsilon_cutoff;eta_cutoff;xtc;temperature)",
     )
     group.add_argument(
         "--ignore-eos", action="store_true", default=None, help="continue after the end-of-text token, up to -n tokens"

@@ -27,7 +27,7 @@ def add_parser(commands: Commands) -> None:
         metavar="N",
         type=integer(4),
         default=512,
-        help="tokens per window; the second half of each is scored (default 512)",
+        help="tokens per window; the second half of each is scored (default: 512)",
     )
     add_threads(parser)
     add_numerics(parser)

@@ -55,7 +55,7 @@ def add_parser(commands: Commands) -> None:
     add_template(parser)
     add_reasoning(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object with text, token ids and timings")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print no timings and notices on stderr")
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not print timings and notices on stderr")
 
 
 @dataclass

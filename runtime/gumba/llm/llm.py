@@ -51,10 +51,11 @@ class LLM(ChatMixin, PoolingMixin):
         max_sequences: Maximum number of running requests; others wait.
         max_queue: Maximum number of waiting requests; one more raises QueueFullError. None: no limit.
         kv_tokens: Size of the KV cache in tokens, for all requests together, cached prefixes included.
-        kv_memory: Size of the KV cache in bytes. Without either: four requests of ``n_ctx``, or as many, but at least one, as
-            fit into an eighth of the memory. Memory is taken only as the cache fills.
+        kv_memory: Size of the KV cache in bytes. Without either: four requests of ``n_ctx`` tokens, or as many, but at least
+            one, as fit into an eighth of the available memory. Memory is taken only as the cache fills.
         n_states: For models with recurrent layers (Qwen3.5, LFM2): the number of sequence states, those cached for common
-            prefixes included. None: as many as fit into a quarter of ``kv_memory``, or an eighth of the memory.
+            prefixes included. None: as many as fit into a quarter of ``kv_memory``, or an eighth of the available
+            memory.
         kv_type: Data type of the KV cache: "f16", "bf16", "f32", or "q8_0" in half the memory; None: bf16 on processors
             with bf16 instructions (twice as fast), else f16.
         portable: Give logits, embeddings and greedy answers the same bits on every processor: f16 pages unless ``kv_type``

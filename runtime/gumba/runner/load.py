@@ -154,7 +154,8 @@ def _with_fewer_pages(assemble: Callable[[int], Model], n_pages: int, page_token
             continue
         if n_pages < wanted:
             log.warning(
-                "not enough memory for a KV cache of %d tokens: it holds %d (kv_memory, --kv-memory of commands, names its size)",
+                "not enough memory for a KV cache of %d tokens: it holds %d "
+                "(kv_memory, or --kv-memory of a command, sets its size)",
                 wanted * page_tokens,
                 n_pages * page_tokens,
             )
