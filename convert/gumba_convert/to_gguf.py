@@ -80,12 +80,12 @@ def convert(
             "modelscope:org/model" (see `gumba.hub.modelscope`).
         out: the file to write, outside of the source folder. It appears complete or not at all; an existing GGUF file
             is replaced, any other existing file is an error.
-        type: in any case: "f32", "f16", "bf16"; "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0"; the mixtures "q5_k_m", "q5_k_s",
-            "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"; "mxfp4_moe"; "q2_0", "tq2_0", "tq1_0",
-            "q1_0"; "q5_k", "q4_k" and "q3_k" mean those ending in "_m". Norms and biases stay F32. None: "q8_0" for encoders
-            (BERT and its kind), "q6_k" for all others.
-        pure: give every matrix that format. Otherwise the output matrix, and in mixtures others, get more bits where
-            llama.cpp gives them.
+        type: in upper or lower case: "f32", "f16", "bf16"; "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0"; the mixtures
+            "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"; "mxfp4_moe";
+            "q2_0", "tq2_0", "tq1_0", "q1_0"; "q5_k", "q4_k" and "q3_k" mean those ending in "_m". Norms and biases stay F32.
+            None: "q8_0" for encoders (BERT and its kind), "q6_k" for all others.
+        pure: give every matrix the main format of the type. Otherwise the output matrix, and in mixtures others, get more
+            bits where llama.cpp gives them.
         progress: called with "convert", the bytes written so far and the size of the file.
         n_threads: encoding threads; by default the processors of this process. The file does not depend on it.
         name: `general.name`; by default from the checkpoint or its folder.
@@ -225,7 +225,7 @@ def _info(source: Source, fmt: BlockFormat) -> TensorInfo:
 
 
 def _check_target(out: Path) -> None:
-    """Refuse an existing target that is not a GGUF file, so that a typing error destroys no other file."""
+    """Refuse an existing target that is not a GGUF file, so that a mistyped name does not destroy another file."""
     if not out.exists() or out.is_dir():  # a folder is reported where the file is opened
         return
     magic = b""
@@ -236,7 +236,7 @@ def _check_target(out: Path) -> None:
     except OSError as error:
         raise ConvertError(f"{out} exists and cannot be read: {error.strerror or error}") from error
     if magic != b"GGUF":
-        raise ConvertError(f"{out} exists and is no GGUF file; name a new file, or remove that one first")
+        raise ConvertError(f"{out} exists and is not a GGUF file; name a new file, or remove that one first")
 
 
 def _check_outside(out: Path, folder: Path) -> None:
@@ -259,7 +259,7 @@ def _check_readable(out: Path, head: bytes, n_bytes: int) -> None:
     try:
         Tokenizer.from_gguf(Header(out, head, n_bytes))
     except (GGUFError, TokenizerError) as error:
-        raise ConvertError(f"no file is written, because gumba could not read it: {error}") from None
+        raise ConvertError(f"no file is written, because gumba could not read it back: {error}") from None
 
 
 def _template_warnings(vocabulary: Vocabulary) -> list[str]:

@@ -1,7 +1,7 @@
 """Elementary functions in float64 with the same bits on every machine.
 
-Those of the C library and of NumPy are not: each version, and each processor's variant of it, may round the last place its own
-way, which now and then changes a rotary angle. Here powers come from Python's decimal arithmetic, everything else from
+Those of the C library and of NumPy are not: each version, and each processor's variant of it, may round the last bit
+differently, which sometimes changes a rotary angle. Here powers come from Python's decimal arithmetic, everything else from
 additions, multiplications and divisions, which IEEE 754 defines to the last bit (and NumPy never fuses two of them).
 """
 
@@ -55,7 +55,7 @@ def powers(base: float, exponents: Iterable[float]) -> NDArray[np.float64]:
 
 
 def cos_sin(angles: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Cosines and sines of ``angles`` in radians. Errors below 3e-16 up to a million; above, they grow with the angle."""
+    """Cosines and sines of ``angles`` in radians. Absolute error below 3e-16 for angles up to a million; it grows beyond."""
     quarters = np.rint(angles * (2 / np.pi))
     r = angles
     for part in _HALF_PI:

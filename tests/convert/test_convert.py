@@ -50,7 +50,7 @@ def test_a_target_that_is_not_gguf_is_kept(tmp_path: Path, kind: str) -> None:
         out = tmp_path / "link.gguf"
         out.symlink_to(kept)
     before = kept.read_bytes()
-    with pytest.raises(ConvertError, match="exists and is no GGUF file"):
+    with pytest.raises(ConvertError, match="exists and is not a GGUF file"):
         convert(tmp_path / "hf", out)
     assert kept.read_bytes() == before and (kind != "link" or out.is_symlink())
 

@@ -216,7 +216,7 @@ def test_malformed_file(tmp_path: Path, name: str) -> None:
     ("kind", "dims", "message"),
     [
         (4, [32], "unknown tensor type 4: q4_2 has been removed from GGUF; take a file of the same model in q4_0, or"),
-        (33, [32], "33: q4_0_8_8 has been removed from GGUF; take a file of the same model in q4_0, or make"),
+        (33, [32], "33: q4_0_8_8 has been removed from GGUF; take a file of the same model in q4_0, or convert"),
         (
             36,
             [32],
@@ -256,7 +256,7 @@ def test_types_that_cannot_be_read(tmp_path: Path, kind: int, dims: list[int], m
     with pytest.raises(GGUFError, match=r"tensor a (type|dims), byte") as caught:
         GGUFFile(path)
     assert message in str(caught.value)
-    assert str(caught.value).endswith("make one of the original checkpoint with gumba convert")
+    assert str(caught.value).endswith("convert the original checkpoint with gumba convert")
 
 
 def test_messages_cannot_reach_the_terminal(tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ def test_content_that_differs_from_the_listing(hub: Hub, tmp_path: Path, sent: b
 def test_a_file_that_is_not_gguf(hub: Hub, tmp_path: Path, data: bytes) -> None:
     """The file matches the hub's hash, but is not GGUF."""
     (hub.folder / "tiny-Q8_0.gguf").write_bytes(data)
-    with pytest.raises(DownloadError, match=r"tiny-Q8_0\.gguf is no GGUF file: it begins with b'"):
+    with pytest.raises(DownloadError, match=r"tiny-Q8_0\.gguf is not a GGUF file: it begins with b'"):
         resolve("ada/tiny:Q8_0")
     assert cached(tmp_path) == [] and blobs(tmp_path) == []
 

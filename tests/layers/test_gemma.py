@@ -160,7 +160,7 @@ def test_suppressed_tokens_are_never_chosen(tmp_path: Path) -> None:
         ),
         ("gemma4", {"attention.shared_kv_layers": 0}, "missing: blk.2.attn_k.weight"),
         ("gemma4", {"attention.head_count_kv": [2, 2, 0, 2]}, "head_count_kv or feed_forward_length holds 0"),
-        ("gemma4", {"attention.head_count_kv": [2, 3, 2, 2]}, "no multiple of head_count_kv 3"),
+        ("gemma4", {"attention.head_count_kv": [2, 3, 2, 2]}, "not a multiple of head_count_kv 3"),
         ("gemma4", {"attention.head_count_kv": [2, 2]}, "expected 4 integers"),
         ("gemma4", {"feed_forward_length": [32, 32, 32, 32]}, r"blk.2.ffn_gate.weight is \[64, 32\]"),
         ("gemma4", {"rope.dimension_count_swa": 5}, "expected an even number"),

@@ -121,9 +121,9 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> 
     ("kind", "why"),
     [
         (26, "is i32, which holds integers, not weights: take a file of the same model in another type"),
-        (28, "is f64, which is for numbers of 64 bits"),
-        (9, "is q8_1, which is for activations while an engine runs, not for weights: take"),
-        (15, "is q8_k, which is for activations while an engine runs, not for weights: take"),
+        (28, "is f64, which holds 64-bit floats"),
+        (9, "is q8_1, which holds activations at run time, not weights: take"),
+        (15, "is q8_k, which holds activations at run time, not weights: take"),
     ],
 )
 def test_types_that_are_no_weights_are_refused(tmp_path: Path, kind: int, why: str) -> None:

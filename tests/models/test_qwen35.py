@@ -59,7 +59,7 @@ def further(folder: Path, own: dict[str, Any]) -> Path:
         ({"ssm.state_size": 48}, "state_size is 48, expected a multiple of 32"),
         ({"ssm.state_size": 0}, "state_size"),
         ({"ssm.state_size": 1 << 31}, "state_size"),
-        ({"ssm.group_count": 3}, "time_step_rank 4 is no multiple of ssm.group_count 3"),
+        ({"ssm.group_count": 3}, "time_step_rank 4 is not a multiple of ssm.group_count 3"),
         ({"ssm.inner_size": 96}, "inner_size: expected 4 heads of 32"),
         ({"ssm.inner_size": None}, "inner_size"),
         ({"ssm.conv_kernel": 17}, "conv_kernel"),

@@ -1,8 +1,9 @@
-"""llama.cpp's choice of a block format for each matrix, by the file type, the role of the matrix and the model's sizes.
+"""llama.cpp's choice of a block format for each matrix, by file type, role of the matrix and sizes of the model.
 
-A mixture gives more bits to what costs a model most when it is rounded: the output matrix, the values of attention (few, and
-summed over many tokens) and ``ffn_down``, there in the first and last eighth of the layers and every third one between. The
-rules are those of llama.cpp's quantizer (``llama-quant.cpp``, July 2026) without an importance matrix, its oddities included:
+A mixture gives more bits to the matrices whose rounding harms a model most: the output matrix, the values of attention
+(few, and summed over many tokens) and ``ffn_down``, there in the first and last eighth of the layers and every third one
+between. The rules are those of llama.cpp's quantizer (``llama-quant.cpp``, July 2026) without an importance matrix, its
+oddities included:
 
 - a model without a matrix named ``output.weight`` counts as tied, an encoder without any output too: its token embedding gets
   the output's format, and so do the per-layer embeddings of Gemma 3n and Gemma 4;
@@ -10,7 +11,7 @@ rules are those of llama.cpp's quantizer (``llama-quant.cpp``, July 2026) withou
 - the rules count calls in the order of the layers' numbers, except for encoder-decoders (``enc.blk.0``), where the order is that
   of the names as text, so layer 10 precedes layer 2;
 - Falcon has other ranges of layers, models of exactly 8 experts keep attention in more bits, and models of 80 layers with
-  grouped queries count as "70B", whose few values get 5 bits at least.
+  grouped queries count as "70B", whose value matrices, small as they are, get at least 5 bits.
 """
 
 from __future__ import annotations

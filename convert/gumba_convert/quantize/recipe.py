@@ -2,8 +2,8 @@
 
 A file type names the format of most matrices. Exceptions follow llama.cpp, so that both write files of equal types
 (``mixtures.py``): the output matrix gets more bits, in the K types other matrices too. Norms and biases stay F32, and rows that
-are not multiples of the block size fall back to another format. One rule is ours: what llama.cpp copies as it is in its source
-(F16 or BF16; ``AT_LEAST_8_BITS``, and matrices of one row) is stored in 8 bits.
+are not multiples of the block size fall back to another format. One rule is gumba's: matrices that llama.cpp does not quantize,
+but copies from its source in F16 or BF16 (``AT_LEAST_8_BITS``, and matrices of one row), are stored in 8 bits.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ AT_LEAST_8_BITS = (
     "laurel_r.weight",
 )
 
-#: What llama.cpp stores instead of a format of blocks of 64 or 256 weights where rows are no multiple of them: blocks of 32. (For
+#: What llama.cpp stores instead of blocks of 64 or 256 weights where these do not divide the row length: blocks of 32. (For
 #: Q1_0, with blocks of 128, it ends with an error.)
 FALLBACKS = {
     **dict.fromkeys(("q2_k", "q3_k", "tq1_0", "tq2_0", "q2_0", "q1_0"), "q4_0"),
@@ -93,7 +93,7 @@ FALLBACKS = {
 
 
 def canonical(name: str) -> str:
-    """The name in FILE_TYPES of a name in any case ("Q4_K_M", "q4_k"). Raises ConvertError listing the known ones."""
+    """The name in FILE_TYPES of a name in either case ("Q4_K_M", "q4_k"). Raises ConvertError listing the known ones."""
     lower = name.lower()
     lower = ALIASES.get(lower, lower)
     if lower not in FILE_TYPES:

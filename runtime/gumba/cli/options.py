@@ -181,8 +181,8 @@ def add_numerics(parser: argparse.ArgumentParser) -> None:
         "--kv-type",
         type=str.lower,
         choices=KV_TYPES,
-        help="data type of the KV cache; q8_0 takes half the memory of f16 (default: bf16 on processors with bf16 "
-        "instructions, else f16)",
+        help="data type of the KV cache; q8_0 takes half the memory of f16 (default: bf16 with the "
+        "instruction set avx512_bf16, else f16)",
     )
     add_portable(parser)
 

@@ -223,7 +223,7 @@ def _value_type(cursor: Cursor, field_name: str) -> ValueType:
     try:
         return ValueType(number)
     except ValueError:
-        cursor.fail(f"{number} is no metadata type", field_name, start)
+        cursor.fail(f"{number} is not a metadata type", field_name, start)
 
 
 def _read_scalar(cursor: Cursor, kind: ValueType, field_name: str) -> object:
@@ -320,7 +320,7 @@ def _read_layout(cursor: Cursor, label: str) -> tuple[tuple[int, ...], BlockType
     if row % block.block_size:
         message = (
             f"rows of {row} elements, but {block.name} has blocks of {block.block_size}: the file is damaged, or written by a "
-            "faulty program; make one of the original checkpoint with gumba convert"
+            "faulty program; convert the original checkpoint with gumba convert"
         )
         cursor.fail(message, f"{label} dims", start)
     n_bytes = n_elements // block.block_size * block.type_size

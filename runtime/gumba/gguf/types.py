@@ -67,8 +67,8 @@ NAMES: dict[str, int] = {block.name: block.id for block in _BLOCKS}
 
 NOT_WEIGHTS: dict[str, str] = {
     **dict.fromkeys(("i8", "i16", "i32", "i64"), "holds integers, not weights"),
-    "f64": "is for numbers of 64 bits, which no engine runs as weights",
-    **dict.fromkeys(("q8_1", "q8_k"), "is for activations while an engine runs, not for weights"),
+    "f64": "holds 64-bit floats, which no engine uses as weights",
+    **dict.fromkeys(("q8_1", "q8_k"), "holds activations at run time, not weights"),
 }
 """Types that ggml defines, but that neither its quantizer writes as weights nor its matrix products read as such."""
 
@@ -82,7 +82,7 @@ _REMOVED = {
     37: ("iq4_nl_4_8", "iq4_nl"),
     38: ("iq4_nl_8_8", "iq4_nl"),
 }
-"""Types that GGUF had for some time: name, and the type that took their place (31 on: the same weights in another order)."""
+"""Types that GGUF once had: name, and the type that replaced it (from 31 on: the same weights in another order)."""
 
 _FORKS = {
     "ik_llama.cpp": {
@@ -102,7 +102,7 @@ _FORKS = {
 
 
 def explain_unknown(type_id: int) -> str:
-    """Why a file with tensors of this type, which GGML_TYPES does not have, cannot be read, and what to do."""
+    """Why a file with tensors of this type, which is not in GGML_TYPES, cannot be read, and what to do."""
     forks = [f"{numbers[type_id]} of {program}" for program, numbers in _FORKS.items() if type_id in numbers]
     another = "take a file of the same model in another type"
     if type_id in _REMOVED:
@@ -113,7 +113,7 @@ def explain_unknown(type_id: int) -> str:
         why = f"{' or '.join(forks)}, which only that program reads"
     else:
         why = "a private type of another program, or newer than this version"
-    return f"unknown tensor type {type_id}: {why}; {another}, or make one of the original checkpoint with gumba convert"
+    return f"unknown tensor type {type_id}: {why}; {another}, or convert the original checkpoint with gumba convert"
 
 
 class ValueType(IntEnum):
@@ -147,4 +147,4 @@ NUMPY_DTYPES: dict[ValueType, np.dtype[np.generic]] = {
     ValueType.INT64: np.dtype("<i8"),
     ValueType.FLOAT64: np.dtype("<f8"),
 }
-"""How numpy reads each metadata type of fixed size; all of them little-endian."""
+"""How NumPy reads each metadata type of fixed size; all of them little-endian."""

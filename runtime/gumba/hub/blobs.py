@@ -114,7 +114,7 @@ def _download(reference: Reference, file: RemoteFile, blob: Path, report: Report
         magic = content.read(4)
     if magic != _MAGIC:
         part.unlink()
-        raise DownloadError(f"{reference.at}: {file.path} is no GGUF file: it begins with {magic!r}")
+        raise DownloadError(f"{reference.at}: {file.path} is not a GGUF file: it begins with {magic!r}")
     part.replace(blob)
 
 

@@ -52,7 +52,7 @@ def fetch_gguf(reference: Reference, files: Sequence[str]) -> Path:
     for name in files:
         with (folder / name).open("rb") as file:
             if file.read(4) != b"GGUF":
-                raise DownloadError(f"{reference.at}: {name} is no GGUF file")
+                raise DownloadError(f"{reference.at}: {name} is not a GGUF file")
     return folder
 
 

@@ -90,7 +90,7 @@ def read_layers(metadata: MetadataReader, *, period: int, n_own: int) -> LayersC
     common = read_common(metadata, neox=True, freq_base=1e6, n_kv_heads=kv_heads[0], n_ff=n_ffs[0])
     if any(common.n_heads % n for n in kv_heads):
         raise metadata.error(
-            "attention.head_count", f"{common.n_heads} is no multiple of head_count_kv {max(kv_heads)}"
+            "attention.head_count", f"{common.n_heads} is not a multiple of head_count_kv {max(kv_heads)}"
         )
     head_dim = metadata.count("attention.key_length_swa", 4096, common.head_dim)
     metadata.must_be({"attention.value_length_swa": (head_dim,)})

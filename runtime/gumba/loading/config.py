@@ -189,9 +189,9 @@ def read_common(
     if n_kv_heads is None:
         n_kv_heads = metadata.count("attention.head_count_kv", MAX_WIDTH, n_heads)
     if n_heads % n_kv_heads:
-        raise metadata.error("attention.head_count", f"{n_heads} is no multiple of head_count_kv {n_kv_heads}")
+        raise metadata.error("attention.head_count", f"{n_heads} is not a multiple of head_count_kv {n_kv_heads}")
     if not metadata.has("attention.key_length") and n_embd % n_heads:
-        raise metadata.error("embedding_length", f"{n_embd} is no multiple of attention.head_count {n_heads}")
+        raise metadata.error("embedding_length", f"{n_embd} is not a multiple of attention.head_count {n_heads}")
     head_dim = metadata.count("attention.key_length", 4096, max(1, n_embd // n_heads))
     value_dim = metadata.count("attention.value_length", 4096, head_dim)
     if value_dim != head_dim and not own_values:

@@ -79,7 +79,7 @@ def block_format(gguf: GGUFFile, tensor: GGUFTensor) -> BlockFormat:
         why = NOT_WEIGHTS.get(tensor.type.name, "this version cannot run")
         raise UnsupportedError(
             f"{gguf.path}: tensor {tensor.name} is {tensor.type.name}, which {why}: take a file of the same model in another "
-            "type, such as q4_k_m or q8_0, or make one of the original checkpoint with gumba convert"
+            "type, such as q4_k_m or q8_0, or convert the original checkpoint with gumba convert"
         ) from None
     return format
 
@@ -258,8 +258,8 @@ class Loader:
             else f"column {first}"
         )
         raise ModelError(
-            f"{self.gguf.path}: tensor {tensor.name}, {where}: {what} is NaN or infinite: the file is damaged or was made of "
-            "damaged weights; download it again, or make one of the original checkpoint with gumba convert"
+            f"{self.gguf.path}: tensor {tensor.name}, {where}: {what} is NaN or infinite: the file is damaged or was made from "
+            "damaged weights; download it again, or convert the original checkpoint with gumba convert"
         )
 
     def _count(self, n_bytes: int) -> None:

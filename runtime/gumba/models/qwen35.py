@@ -143,7 +143,7 @@ def _read_delta_net(metadata: MetadataReader) -> tuple[int, int, int, int]:
     if dim % DELTA_DIM_MULTIPLE:
         raise metadata.unsupported("ssm.state_size", f"is {dim}, expected a multiple of {DELTA_DIM_MULTIPLE}")
     if n_values % n_keys:
-        raise metadata.error("ssm.time_step_rank", f"{n_values} is no multiple of ssm.group_count {n_keys}")
+        raise metadata.error("ssm.time_step_rank", f"{n_values} is not a multiple of ssm.group_count {n_keys}")
     if metadata.count("ssm.inner_size", MAX_WIDTH) != n_values * dim:
         raise metadata.error("ssm.inner_size", f"expected {n_values} heads of {dim}")
     n_taps = metadata.count("ssm.conv_kernel", MAX_CONV_TAPS)

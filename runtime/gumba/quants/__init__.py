@@ -50,8 +50,9 @@ from gumba.quants._format import BlockFormat, DotFormat, Finite, FloatFormat, Pa
 def register(formats: Iterable[BlockFormat]) -> Mapping[int, BlockFormat]:
     """Formats by their GGUF type id.
 
-    Raises ValueError for two of one id or one name, and for sizes that contradict each other. Packing reads raw addresses and
-    takes the size of a block from ``pack_fields``, so these must cover the block of the file, unless ``to_packed`` makes others.
+    Raises ValueError for two with the same id or name, and for sizes that contradict each other. Packing reads raw addresses
+    and takes the size of a block from ``pack_fields``, so these must cover the block of the file, unless ``to_packed`` makes
+    others.
     """
     registry: dict[int, BlockFormat] = {}
     for format in formats:
@@ -120,7 +121,7 @@ FORMATS: Mapping[int, BlockFormat] = register(
 
 
 def get(name_or_id: str | int) -> BlockFormat:
-    """A format, by its name ("q4_0", in any case) or its type id in GGUF.
+    """A format, by its name ("q4_0", in upper or lower case) or its type id in GGUF.
 
     Raises UnsupportedError listing the known ones.
     """

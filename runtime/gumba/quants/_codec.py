@@ -45,10 +45,10 @@ class Codec:
         """Encode ``x``: float32, float16, or bfloat16 as uint16, ``[..., n]``; n is a multiple of the block size.
 
         Returns uint8 ``[..., n / block_size * type_size]``: ``out`` when given (C-contiguous, of that shape). The
-        result does not depend on ``n_threads``. The GIL is released while values are worked on.
+        result does not depend on ``n_threads``. The GIL is released while values are encoded.
 
-        Raises ModelError for an unfit row length, and for a NaN, an infinity or a value that the format cannot hold
-        (most end with float16's range), naming its index; RequestError for an unfit type or an unfit ``out``;
+        Raises ModelError for rows that are not whole blocks, and for a NaN, an infinity or a value that the format cannot
+        hold (in most, one beyond float16's range), naming its index; RequestError for a wrong dtype or a wrong ``out``;
         UnsupportedError for a format that is only read.
         """
         encoder = self.loops()[0]
@@ -79,7 +79,7 @@ class Codec:
         Returns float32 ``[..., bytes / type_size * block_size]``: ``out`` when given (C-contiguous, of that shape).
         Any bytes decode to something; a block whose scale is not finite decodes to values that are not finite.
 
-        Raises ModelError for rows that are not whole blocks; RequestError for an unfit type, or an unfit ``out``.
+        Raises ModelError for rows that are not whole blocks; RequestError for a wrong dtype or a wrong ``out``.
         """
         source = np.asarray(data)
         if source.dtype != np.uint8:

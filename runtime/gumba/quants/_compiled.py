@@ -93,7 +93,7 @@ def f32_to_f16(x: float) -> np.uint16:
     """float32 -> the bits of the nearest float16, ties to even (IEEE 754); too large gives infinity, NaN gives 0x7E00.
 
     In a normal number 13 bits of the fraction are dropped after adding half a unit, and the exponent's bias goes from
-    127 to 15. A subnormal is a whole number of 2^-24, the last place of floats in [0.5, 1): adding 0.5 rounds it there.
+    127 to 15. A subnormal is a multiple of 2^-24, the last bit of floats in [0.5, 1): adding 0.5 rounds it to that bit.
     """
     bits = float_bits(x)
     size = np.uint32(bits & np.uint32(0x7FFFFFFF))
@@ -156,21 +156,21 @@ def inverse_or_zero(d: float) -> np.float32:
 
 @inline
 def to_nibble(x: float) -> np.int32:
-    """A number from 0 on, cut to an integer, at most 15."""
+    """A number >= 0, truncated to an integer, at most 15."""
     q = np.int32(x)
     return q if q < np.int32(15) else np.int32(15)
 
 
 @inline
 def to_5_bits(x: float) -> np.int32:
-    """A number from 0 on, cut to an integer, at most 31."""
+    """A number >= 0, truncated to an integer, at most 31."""
     q = np.int32(x)
     return q if q < np.int32(31) else np.int32(31)
 
 
 @inline
 def ternary_code(x: float) -> np.int32:
-    """A number from -1 to 1 to the nearest integer, halves away from 0, plus 1."""
+    """A number from -1 to 1, rounded to the nearest integer, ties away from 0, plus 1."""
     return np.int32((x >= np.float32(0.5)) + (x > np.float32(-0.5)))
 
 
@@ -182,7 +182,7 @@ def fp4_size(m: int) -> np.int32:
 
 @inline
 def fp4_code(x: np.float32, d: np.float32) -> np.int32:
-    """The 4-bit float whose doubled value, times ``d``, is nearest to x; halfway between two the smaller one."""
+    """The 4-bit float whose doubled value, times ``d``, is nearest to x; ties go to the smaller one."""
     size, largest = abs(x), np.float32(12) * d
     size = (
         size if size < largest else largest
@@ -196,7 +196,7 @@ def fp4_code(x: np.float32, d: np.float32) -> np.int32:
 
 @inline
 def largest_magnitude(bits: NDArray[np.uint32], length: int) -> np.uint32:
-    """The largest magnitude of a block, as bits: they order as magnitudes do, then comes infinity, then NaN."""
+    """The largest magnitude of a block, as bits: these are ordered as magnitudes are, then infinity, then NaN."""
     largest = np.uint32(0)
     for i in range(length):
         size = np.uint32(bits[i] & np.uint32(0x7FFFFFFF))

@@ -119,7 +119,7 @@ class DotFormat(_Format):
     ``to_packed``: turns rows as in the file, uint8 [n, bytes], into rows of the packed blocks that ``pack_fields`` describes, of
     ``packed_block_size`` weights each (a multiple of DOT_COLUMNS that divides ``block_size``); None: blocks stay as they are.
     ``sign_flip``: XORed into each 4-byte element where the instruction set multiplies only unsigned weights; 0: nothing.
-    ``expand``: ``unpack`` takes so long that for many tokens its results are written to memory once and read from there
+    ``expand``: ``unpack`` takes so long that, for many tokens, its results are written to memory once and read from there
     for each tile (``gumba.backends.cpu.kernels.expanded``).
     """
 

@@ -26,12 +26,12 @@ PER_BLOCK = 16
 BLOCKS = GROUPS // PER_BLOCK
 #: How often s, m, d and dmin are chosen.
 _ROUNDS = 3
-#: Ranges that a group with a minimum tries: in so many steps more than _FEWER below the highest q, so far apart.
+#: What the range of a group with a minimum is scaled to: _TRIES values from _FEWER below the highest q on, _SPACING apart.
 _TRIES = 10
 _FEWER = np.float32(0.6)
 _SPACING = np.float32(0.2)
 
-#: From this magnitude on, as float32's bits, a weight is too large for any float16 scale, and sums of squares could overflow.
+#: The smallest magnitude, as float32's bits, that is too large for any float16 scale; sums of squares could overflow.
 TOO_LARGE = np.uint32((127 + 50) << 23)
 #: A function ``()`` giving memory for one number for each block.
 block_row = scratch(4 * BLOCKS)
@@ -72,7 +72,7 @@ def weigh(across: int, n: int, share: float, weight: int) -> None:
 def fit_ranges(
     across: int, weight: int, n: int, high: float, scale: NDArray[np.float32], minimum: NDArray[np.float32]
 ) -> None:
-    """scale[g] * q - minimum[g], q from 0 to ``high``, closest to group g, for minimums from 0 on (weights below 0)."""
+    """scale[g] * q - minimum[g], q from 0 to ``high``, closest to group g, for minimums >= 0 (weights below 0)."""
     lowest, over_range, best = f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS)
     w_sum, x_sum = f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS)
     q_sum, qq_sum, xq_sum = f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS)

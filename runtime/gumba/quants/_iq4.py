@@ -24,7 +24,7 @@ IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 8
 #: Groups of 32 weights worked on at a time.
 GROUPS = 64
 _ROW_BYTES = 4 * GROUPS
-#: Where a group's largest weight is put: these numbers stand for it in turn.
+#: What a group's largest weight is scaled to: each of these is tried.
 _TARGETS = (-141.0, -136.0, -131.0, -127.0, -123.0, -119.0, 108.0, 113.0, 118.0, 123.0, 129.0)
 #: A group whose largest weight is below this is stored as zeros.
 _TINY = np.float32(1e-30)
@@ -36,7 +36,7 @@ _group_row = scratch(_ROW_BYTES)
 
 @simd_function("f4(f4)")
 def nearest_value(s: Simd, x: Value) -> Value:
-    """The nearest of the 16 values, as a float32; halfway between two the lower one."""
+    """The nearest of the 16 values, as a float32; ties go to the lower one."""
     result = s.constant(float(IQ4_VALUES[0]), F32)
     for below, value in itertools.pairwise(IQ4_VALUES):
         result = s.select(x.compare(">", (below + value) / 2), s.constant(float(value), F32), result)

@@ -1,10 +1,10 @@
 """Scales and minimums of 32 weights each, as Q4_K and Q5_K store them: 8 of both, 6 bits each, in 12 bytes.
 
-    byte  0 ..  3   hhssssss    s the scale of part 0..3, h the high 2 bits of that of part 4..7
+    byte  0 ..  3   hhssssss    s the scale of group 0..3, h the high 2 bits of that of group 4..7
     byte  4 ..  7   hhmmmmmm    the same of the minimums
-    byte  8 .. 11   mmmmssss    s the low 4 bits of the scale of part 4..7, m of the minimum
+    byte  8 .. 11   mmmmssss    s the low 4 bits of the scale of group 4..7, m of the minimum
 
-Both are multiples: the scale of a part is d * s, its minimum -(dmin * m), with float16 d and dmin of the block.
+Both are multiples: the scale of a group is d * s, its minimum -(dmin * m), with float16 d and dmin of the block.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def write_scales() -> Inline[None]:
 
 
 def scale_and_minimum() -> Inline[tuple[np.float32, np.float32]]:
-    """A compiled function: the two 6-bit numbers of a part, as float32."""
+    """A compiled function: the two 6-bit numbers of group ``part``, as float32."""
     from gumba.jit.jit import inline
 
     @inline
@@ -56,7 +56,7 @@ def scale_and_minimum() -> Inline[tuple[np.float32, np.float32]]:
 
 
 def load_scales(s: Simd, isa: Isa, d: Value, dmin: Value, address: Value) -> Iterator[tuple[Value, Value]]:
-    """(scale, minimum) of the 8 parts of a packed block, one float32 per lane; at ``address`` its 12 bytes in 3 words."""
+    """(scale, minimum) of the 8 groups of a packed block, one float32 per lane; at ``address`` its 12 bytes in 3 words."""
     from gumba.simd.value import F32, I32
 
     low_scales, low_minimums, high = (s.load(address + 4 * isa.lanes * i, I32, isa.lanes) for i in range(3))

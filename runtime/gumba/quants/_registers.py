@@ -50,7 +50,7 @@ def bytes_at(s: Simd, isa: Isa, address: Value, count: int) -> list[Value]:
 
 
 def shift(value: Value, bits: int) -> Value:
-    """Shift bytes right (left where negative); bits that come from a neighbouring byte must be masked off by the caller."""
+    """Shift bytes right (left where negative); the caller must mask off bits that come from a neighbouring byte."""
     wide = value.bits(I16, value.lanes // 2)
     return (wide >> bits if bits >= 0 else wide << -bits).bits(I8, value.lanes)
 
@@ -116,7 +116,7 @@ def fifth_bits(s: Simd, isa: Isa, address: Value) -> list[Value]:
 
     Register j takes one bit of each byte of a word, so the bits of equal b must get into one byte: two exchanges of bits do that.
     The first swaps bits 1 and 4 of the bits' indices, the second bits 0 and 3; then byte b has j's bits in the order 0, 2, 1.
-    (Loading would take as long to do it, for every block, and a product of one token waits for memory.)
+    (Done when a file is loaded, it would make loading slower and gain nothing: a product of one token is bound by memory.)
     """
     word = s.load(address, I32, isa.lanes)
     for distance, mask in ((14, 0x0000CCCC), (7, 0x00AA00AA)):

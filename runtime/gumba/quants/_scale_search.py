@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 GROUPS = 256
 #: Bytes of one number for each group.
 ROW_BYTES = 4 * GROUPS
-#: Where a group's largest weight may land: the end of the range and so many places around it, so far apart.
+#: What a group's largest weight is scaled to: the end of the range and values around it, _TRIES in all, _SPACING apart.
 _TRIES = 7
 _SPACING = np.float32(0.5)
 #: A group whose largest weight is below this is stored as zeros.

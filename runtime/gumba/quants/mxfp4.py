@@ -17,8 +17,8 @@ The standard's values are half of these, its scale twice as large. In NumPy:
         sizes = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float32)
         return d * np.where(codes > 8, -sizes[codes & 7], sizes[codes & 7])
 
-Quantizing: e so that the power of two in the largest
-magnitude becomes 8 (at least e = 0); the others go to the nearest value, halfway between two to the smaller one.
+Quantizing: e such that the power of two in the largest magnitude becomes 8 (at least e = 0); the others go to the nearest
+value, ties to the smaller one.
 """
 
 from __future__ import annotations

@@ -21,10 +21,10 @@ In NumPy:
         values = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
         return (d * values[np.concatenate([qs & 15, qs >> 4], axis=2)]).reshape(-1, 64)
 
-Files bring a factor for the whole tensor beside these (``NAME.scale``: ``loading/tensor_table.py``).
+Files also have a factor for the whole tensor (``NAME.scale``: ``loading/tensor_table.py``).
 
-Quantizing, as ggml does: d = largest magnitude of the group / 6, to the nearest scale (from 256 on to the largest, 448); the
-others go to the nearest value, halfway between two to the smaller one.
+Quantizing, as ggml does: d = largest magnitude of the group / 6, to the nearest scale (values >= 256 to the largest, 448);
+weights go to the nearest value, ties to the smaller one.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def loops() -> tuple[Entry, Entry]:
 
     @inline
     def scale_code(x: np.float32) -> np.uint8:
-        """The byte of the scale for ``x``, a positive number: the nearest, halfway between two the larger one."""
+        """The byte of the scale for ``x``, a positive number: the nearest, ties to the larger one."""
         x = x if x < np.float32(448) else np.float32(448)
         small = np.uint32(x * np.float32(512) + np.float32(0.5))
         normal = np.uint32(np.uint32(float_bits(x) + np.uint32(1 << 19)) >> np.uint32(20)) - np.uint32(120 << 3)

@@ -12,7 +12,7 @@ In NumPy:
         q = np.unpackbits(blocks["qs"], axis=1, bitorder="little")
         return blocks["d"].astype(np.float32)[:, None] * (2 * q.astype(np.float32) - 1)
 
-Quantizing: d = mean magnitude, summed in order; q = 1 for weights from 0 on (-0 too).
+Quantizing: d = mean magnitude, summed in order; q = 1 for weights >= 0 (-0 too).
 """
 
 from __future__ import annotations

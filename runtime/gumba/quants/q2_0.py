@@ -12,7 +12,7 @@ In NumPy:
         q = (blocks["qs"][:, :, None] >> np.array([0, 2, 4, 6], np.uint8) & 3).reshape(-1, 64)
         return blocks["d"].astype(np.float32)[:, None] * (q.astype(np.float32) - 1)
 
-Quantizing: d = largest magnitude, q = weight / d to the nearest integer (halves away from 0), plus 1; so 3 is not written.
+Quantizing: d = largest magnitude, q = weight / d to the nearest integer (ties away from 0), plus 1; so 3 is not written.
 """
 
 from __future__ import annotations

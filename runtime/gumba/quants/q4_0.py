@@ -15,7 +15,7 @@ In NumPy:
         return d * (q - 8)
 
 Quantizing: d = m / -8, where m is the weight of largest magnitude (the first of equals) with its sign, so that m
-becomes exactly q = 0; the others q = weight / d + 8.5 cut to an integer, at most 15. q comes from d as float32; only
+becomes exactly q = 0; the others q = weight / d + 8.5 truncated to an integer, at most 15. q comes from d as float32; only
 what is stored is rounded to float16.
 """
 

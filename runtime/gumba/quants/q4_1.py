@@ -15,7 +15,7 @@ In NumPy:
         q = np.concatenate([low, high], axis=1).astype(np.float32)
         return d * q + m
 
-Quantizing: m = smallest weight (-0 before +0), d = (largest - m) / 15, q = (weight - m) / d + 0.5 cut to an integer.
+Quantizing: m = smallest weight (-0 before +0), d = (largest - m) / 15, q = (weight - m) / d + 0.5 truncated to an integer.
 q comes from d and m as float32; only what is stored is rounded to float16.
 """
 

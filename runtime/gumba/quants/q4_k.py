@@ -1,8 +1,8 @@
-"""Q4_K: 256 weights in 144 bytes, 4.5 bits per weight. 8 parts of 32 weights, each part with its own scale and minimum.
+"""Q4_K: 256 weights in 144 bytes, 4.5 bits per weight. 8 groups of 32 weights, each group with its scale and minimum.
 
     byte    0 ..   1   d       scale of the scales, float16, little-endian
     byte    2 ..   3   dmin    scale of the minimums, float16
-    byte    4 ..  15   scales  s and m of each part, 6 bits each (``_k_scales``)
+    byte    4 ..  15   scales  s and m of each group, 6 bits each (``_k_scales``)
     byte   16 ..  47   qs      bbbbaaaa    a of weights 0..31, b of weights 32..63
     byte   48 .. 143           the same for weights 64..127, 128..191, 192..255
 
@@ -18,7 +18,7 @@ In NumPy:
         q = np.concatenate([qs & 15, qs >> 4], axis=2).reshape(-1, 8, 32)
         return (scale[:, :, None] * q - minimum[:, :, None]).reshape(-1, 256)
 
-Quantizing: each part gets its scale and minimum of least squared error, both become 6-bit multiples, and the weights are
+Quantizing: each group gets its scale and minimum of least squared error, both become 6-bit multiples, and the weights are
 rounded with what is stored (``_scale_minimum_search``).
 """
 
@@ -77,7 +77,7 @@ def loops() -> tuple[Entry, Entry]:
 
 
 def unpack(s: Simd, isa: Isa, address: Value) -> Iterator[BlockRegisters]:
-    """A packed block: 8 parts, of which two share 8 registers of nibbles."""
+    """A packed block: 8 groups, of which two share 8 registers of nibbles."""
     from gumba.quants import _registers
     from gumba.quants._k_scales import load_scales
 

@@ -19,7 +19,7 @@ In NumPy:
         return d * (q.astype(np.float32) - 16)
 
 Quantizing: d = m / -16, where m is the weight of largest magnitude (the first of equals) with its sign, so that m becomes
-exactly q = 0; the others q = weight / d + 16.5 cut to an integer, at most 31. q comes from d as float32; only what is
+exactly q = 0; the others q = weight / d + 16.5 truncated to an integer, at most 31. q comes from d as float32; only what is
 stored is rounded to float16.
 """
 

@@ -1,8 +1,8 @@
-"""Q5_K: 256 weights in 176 bytes, 5.5 bits per weight. 8 parts of 32 weights, each part with its own scale and minimum.
+"""Q5_K: 256 weights in 176 bytes, 5.5 bits per weight. 8 groups of 32 weights, each group with its scale and minimum.
 
     byte    0 ..   1   d       scale of the scales, float16, little-endian
     byte    2 ..   3   dmin    scale of the minimums, float16
-    byte    4 ..  15   scales  s and m of each part, 6 bits each (``_k_scales``)
+    byte    4 ..  15   scales  s and m of each group, 6 bits each (``_k_scales``)
     byte   16 ..  47   qh      hgfedcba    high bits: a of weights 0..31, b of weights 32..63, ... h of weights 224..255
     byte   48 ..  79   qs      bbbbaaaa    low 4 bits: a of weights 0..31, b of weights 32..63
     byte   80 .. 175           the same for weights 64..127, 128..191, 192..255
@@ -20,7 +20,7 @@ In NumPy:
         q = low | (blocks["qh"][:, None] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
         return (scale[:, :, None] * q - minimum[:, :, None]).reshape(-1, 256)
 
-Quantizing: each part gets its scale and minimum of least squared error, both become 6-bit multiples, and the weights are
+Quantizing: each group gets its scale and minimum of least squared error, both become 6-bit multiples, and the weights are
 rounded with what is stored (``_scale_minimum_search``).
 """
 
@@ -86,7 +86,7 @@ def loops() -> tuple[Entry, Entry]:
 
 
 def unpack(s: Simd, isa: Isa, address: Value) -> Iterator[BlockRegisters]:
-    """A packed block: 8 parts, of which two share 8 registers of nibbles, and all share 8 registers of high bits."""
+    """A packed block: 8 groups, of which two share 8 registers of nibbles, and all share 8 registers of high bits."""
     from gumba.quants import _registers
     from gumba.quants._k_scales import load_scales
 

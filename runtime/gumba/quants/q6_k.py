@@ -21,7 +21,7 @@ In NumPy:
         return (scales[:, :, None] * q).reshape(-1, 256)
 
 Quantizing: each group gets its scale of least squared error (``_scale_search``). Then the group scales become int8
-multiples of d, and the weights are rounded once more with what was stored.
+multiples of d, and the weights are rounded again, with the stored scales.
 """
 
 from __future__ import annotations

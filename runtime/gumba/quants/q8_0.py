@@ -12,7 +12,7 @@ In NumPy:
         d = blocks["d"].astype(np.float32)[:, None]
         return d * blocks["qs"].astype(np.float32)
 
-Quantizing: d = (largest magnitude) / 127, q = weight / d rounded to the nearest, halves away from zero. q comes from d
+Quantizing: d = (largest magnitude) / 127, q = weight / d rounded to the nearest, ties away from zero. q comes from d
 as float32; only what is stored is rounded to float16.
 """
 

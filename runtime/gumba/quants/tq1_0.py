@@ -17,7 +17,7 @@ point. In NumPy:
         q = np.concatenate(left, axis=1).astype(np.uint16) * 3 >> 8
         return blocks["d"].astype(np.float32)[:, None] * (q.astype(np.float32) - 1)
 
-Quantizing: d = largest magnitude, q = weight / d to the nearest integer (halves away from 0), plus 1; a byte is its digits'
+Quantizing: d = largest magnitude, q = weight / d to the nearest integer (ties away from 0), plus 1; a byte is its digits'
 number in base 3, divided by 243, in 256ths rounded up (qh: as if a digit 0 followed).
 """
 

@@ -6,7 +6,7 @@ and stored to it. Products of fewer than 16 tokens are the vector registers'; in
 Not on top of ``avx512_bf16``: on the processors that have AMX, ``vdpbf16ps`` does half as many operations as multiply-adds in
 float32 (measured on Emerald Rapids: 87 and 163 GFLOP/s; AMD's do twice as many).
 
-Linux gives the tiles to a process that asks for them (``processor.request_tiles``).
+Linux lets a process use the tiles only after it requests them (``processor.request_tiles``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """AVX-512 with VNNI and BF16: ``vdpbf16ps`` multiplies 32 pairs of bfloat16 and adds them into 16 sums at once.
 
-It takes subnormal numbers for zero and adds a pair in its own order, so its sums are not those of other sets: what must have the
-same bits everywhere runs on the set without BF16.
+It flushes subnormal numbers to zero and adds a pair in its own order, so its sums are not those of other sets: what must have
+the same bits everywhere runs on the set without BF16.
 """
 
 from __future__ import annotations

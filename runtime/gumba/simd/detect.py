@@ -1,6 +1,6 @@
 """Which instruction sets there are, which of them this processor has, and which one is in use.
 
-``GUMBA_ISA`` selects a lesser set than the processor's best, so that every path is tested on one machine.
+``GUMBA_ISA`` selects another set than the processor's best, so that every set can be tested on one machine.
 """
 
 from __future__ import annotations

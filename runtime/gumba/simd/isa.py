@@ -43,7 +43,7 @@ class Isa:
     ``lanes``: 32-bit lanes of its register. ``registers``: vector registers that a kernel's tile may fill. ``needs``: one tuple
     of LLVM feature names per sufficient combination.
     ``dot_unsigned``: weights 0..255 (0..w_max) times signed activations. ``dot_signed``: both signed; None where only the
-    unsigned form is fast: 8-bit weights are then stored with 128 added. ``has_f16``: half-precision conversion in hardware.
+    unsigned form is fast: 8-bit weights are then stored with 128 added. ``has_f16``: float16 conversion in hardware.
     ``tiles``: numbers of tokens that a matrix product takes at once, largest first.
     ``dot_tile``: the dot products of a whole tile of tokens with the same weights, where that is faster than one by one.
     ``dot_bf16``, ``round_bf16``: what ``pair_dot`` and ``to_bf16`` do, where there are instructions for it.

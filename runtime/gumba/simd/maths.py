@@ -1,4 +1,4 @@
-"""Functions of float32 vectors, built from the primitives alone: the same bits on every instruction set."""
+"""Functions of float32 vectors, built only from the primitives: the same bits on every instruction set."""
 
 from __future__ import annotations
 

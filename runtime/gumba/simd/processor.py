@@ -31,7 +31,7 @@ def features() -> frozenset[str]:
 
     ``NUMBA_CPU_FEATURES`` replaces the processor's own, ``NUMBA_CPU_NAME=generic`` leaves none of them, ``NUMBA_ENABLE_AVX=0``
     those without AVX; any other ``NUMBA_CPU_NAME`` only tunes. 64-bit Arm has NEON by definition, but not every system
-    tells what else: Apple's processors are known by name (M1: dot products, from M2 on also integer matrix products).
+    reports its other features: Apple's processors are known by name (M1: dot products; since M2: also integer matrix products).
     """
     import llvmlite.binding as llvm
 

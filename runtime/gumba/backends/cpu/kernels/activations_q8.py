@@ -5,7 +5,7 @@ A row of n floats becomes n / 32 blocks of 64 bytes, one cache line each:
     byte 0..31   int8    q       x ~ q * scale, q = round to nearest even (x / scale)
     byte 32      float32 scale   (largest |x| of the block) / 127
     byte 36      float32 sum     scale * (q_0 + ... + q_31): for formats with a minimum
-    byte 40      int32   -8 * (q_0 + ... + q_31): start of a dot product whose weights are stored with 8 added
+    byte 40      int32   -8 * (q_0 + ... + q_31): start of a dot product whose weights are stored with 8 added (offset 8)
     byte 44      int32   -128 * (...)
     byte 48      int32   -32 * (q_0 + ... + q_15), byte 52: -32 * (q_16 + ... + q_31)
     byte 56      float32 scale * (q_0 + ... + q_15), byte 60: scale * (q_16 + ... + q_31): for formats with a minimum per 16

@@ -3,8 +3,8 @@
 The unit of work is (tile of consecutive query tokens of one sequence, KV head): its rows are the queries of all heads of the
 group, so every page is read once for all of them. The context is cut into parts of PART_TOKENS at fixed places. For each
 part, rows are taken in blocks of BLOCK_ROWS: their scores with all keys of the part, the softmax of each row, the weighted
-sum of the values; scores stay in the first-level cache, the part's keys and values in the second. What lies in a page, and
-the two small matrix products over it, is up to the page format (``kernels.page_format``).
+sum of the values; scores stay in the first-level cache, the part's keys and values in the second-level cache. What lies in
+a page, and the two small matrix products over it, is up to the page format (``kernels.page_format``).
 
 Each part's softmax runs by itself, and the parts are merged in order (Milakov and Gimelshein 2018; Dao et al. 2023,
 "Flash-Decoding"). Where a step has too few units for the threads (one sequence that decodes), the parts become units too, and
@@ -61,7 +61,7 @@ from gumba.simd.memory import atomic_add, load_f32, load_i64, store_f32, store_i
 
 @functools.cache
 def store_kv(isa: Isa, pages: PageFormat) -> Kernel:
-    """Write the keys and values of this step's tokens to their places in the cache.
+    """Write the keys and values of this step's tokens to their places in the cache pages.
 
     k, v: float32 [n_tokens, n_kv_heads * head_dim] and [n_tokens, n_kv_heads * v_dim]; ``memory``: this layer's part of the
     cache; ``scratch``: 64-byte aligned, ``scratch_bytes`` for each thread; ``geo``: address of the GEOMETRY record.

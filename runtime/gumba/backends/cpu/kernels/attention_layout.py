@@ -17,7 +17,7 @@ from gumba.backends.cpu.kernels.record import SLOTS, TABLE, WINDOW_SLOTS, WINDOW
 from gumba.jit.jit import Inline, inline, record_at
 
 PART_PAGES = PART_TOKENS // PAGE_TOKENS
-#: Rows that a tile aims at: enough to use each part of the context often while it is in the second-level cache.
+#: Target number of rows of a tile: enough to use each part of the context often while it is in the second-level cache.
 TILE_ROWS = 48
 SPLIT_UNITS_PER_THREAD = 4
 #: Factor of the scores' scale: softmax is computed with powers of two.
@@ -47,8 +47,8 @@ GEOMETRY = np.dtype(
             "of_distance",  # address of each head's slope, or of its biases (``bias_table``), times LOG2_E
             "of_distance_row",  # bytes from one head's to the next
             "reach",  # of the biases
-            "slots_at",  # where the batch record says in which places this step's tokens go
-            "table_at",  # where a tile says which pages its sequence has
+            "slots_at",  # where the batch record has the cache slots of this step's tokens (vLLM: slot mapping)
+            "table_at",  # where a tile has the block table of its sequence
         )
     ]
 )
@@ -60,13 +60,13 @@ geometry_at = record_at(GEOMETRY)
 class Variant:
     """What an attention adds to plain causal attention, each with code of its own.
 
-    ``bidirectional``: a token attends to all of its sequence, not only to earlier tokens; ``window``: only to tokens less than
-    this far away (Beltagy et al. 2020); ``chunk``: only within its chunk of so many tokens (Llama 4, 2025); ``target``: only
-    to what comes after its sequence's source; ``cross``: only to the source, and to all of it (both of encoder-decoders,
-    Vaswani et al. 2017); ``softcap``: scores go through cap * tanh(score / cap) (Gemma 2, 2024); ``slopes``:
-    from each score its distance times the head's slope is taken (ALiBi, Press et al. 2021); ``bias``: to each score a number of
-    the head and the distance is added (T5, Raffel et al. 2019); ``sinks``: one more logit for each head takes part in the
-    softmax, but has no value (gpt-oss, OpenAI 2025).
+    ``bidirectional``: a token attends to all of its sequence, not only to earlier tokens; ``window``: only to tokens less
+    than this far away (Beltagy et al. 2020); ``chunk``: only within its chunk of so many tokens (Llama 4, 2025);
+    ``target``: only to what comes after its sequence's source; ``cross``: only to the source, and to all of it (both of
+    encoder-decoders, Vaswani et al. 2017); ``softcap``: scores go through cap * tanh(score / cap) (Gemma 2, 2024);
+    ``slopes``: the distance times the head's slope is subtracted from each score (ALiBi, Press et al. 2021); ``bias``: a
+    number that depends on head and distance is added to each score (T5, Raffel et al. 2019); ``sinks``: one more logit for
+    each head takes part in the softmax, but has no value (gpt-oss, OpenAI 2025).
     """
 
     bidirectional: bool = False
