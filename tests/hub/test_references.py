@@ -6,6 +6,7 @@ import pytest
 
 from gumba.hub.gguf_files import PREFERENCE, RemoteFile, is_gguf, is_supported, type_of
 from gumba.hub.reference import SWITCHES, parse
+from gumba.quants import FORMATS
 
 
 def test_types_in_names_of_files() -> None:
@@ -22,10 +23,29 @@ def test_types_in_names_of_files() -> None:
         "Qwen2.5.gguf": "",
     }
     assert {path: type_of(path) for path in types} == types
-    assert is_supported("Q4_0") and is_supported("") and not is_supported("Q4_0_4_4") and not is_supported("IQ9_X")
     assert not is_gguf(RemoteFile("mmproj-Q8_0.gguf")) and not is_gguf(RemoteFile("a/imatrix.gguf"))
     assert is_gguf(RemoteFile("model.imatrix-Q4_0.gguf"))
     assert PREFERENCE[0] == "Q4_K_M" and len(set(PREFERENCE)) == len(PREFERENCE)
+
+
+def test_types_that_run() -> None:
+    mixtures = ("", "UD-Q4_K_XL", "UD-IQ2_M", "Q6_K_L", "Q8_K_XL", "MXFP4_MOE", "IQ3_XS")
+    blocks = {format.name.upper() for format in FORMATS.values()}
+    assert [type for type in (*mixtures, *PREFERENCE, *blocks) if not is_supported(type)] == []
+    others = (
+        "Q4_0_4_4",
+        "Q4_0_8_8",
+        "IQ9_X",
+        "IQ2_K",
+        "IQ4_KS",
+        "IQ2_BN",
+        "Q4_K_R4",
+        "IQ4_NL_R4",
+        "Q6_0",
+        "Q8_1",
+        "Q7_K",
+    )
+    assert [type for type in others if is_supported(type)] == []
 
 
 @pytest.mark.parametrize(

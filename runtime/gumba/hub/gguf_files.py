@@ -21,32 +21,14 @@ PREFERENCE = (
     "Q5_K_M", "Q5_K_S", "Q5_K_L", "Q5_K_XL", "Q5_K", "Q5_1", "Q5_0", "Q6_K", "Q6_K_L", "Q6_K_XL", "Q8_0", "Q8_K_XL",
     "BF16", "F16", "F32",
     "Q3_K_XL", "Q3_K_L", "Q3_K_M", "Q3_K", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS",
-    "Q2_K_XL", "Q2_K_L", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "TQ2_0", "TQ1_0", "IQ1_M", "IQ1_S",
+    "Q2_K_XL", "Q2_K_L", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "Q2_0", "TQ2_0", "TQ1_0", "IQ1_M",
+    "IQ1_S", "Q1_0",
 )  # fmt: skip
-#: Prefix of a type -> the block formats in files of that type, which mix several; longer prefixes first.
-_MIXTURES = {
-    "Q4_0_": ("q4_0_4_4",),  # layouts for one processor, removed from GGUF
-    "MXFP4": ("mxfp4", "q8_0"),
-    "IQ4_NL": ("iq4_nl", "q6_k"),
-    "IQ4_XS": ("iq4_xs", "q5_k", "q6_k"),
-    "IQ3": ("iq3_s", "iq3_xxs", "q4_k", "q5_k", "q6_k"),
-    "IQ2": ("iq2_s", "iq2_xs", "iq2_xxs", "q4_k", "q5_k", "q6_k"),
-    "IQ1": ("iq1_s", "iq1_m", "iq2_xxs", "q4_k", "q5_k", "q6_k"),
-    "Q2_K": ("q2_k", "q3_k", "q4_k", "q6_k"),
-    "Q3_K": ("q3_k", "q4_k", "q5_k", "q6_k"),
-    "Q4_K": ("q4_k", "q5_k", "q6_k", "q5_0", "q8_0"),
-    "Q5_K": ("q5_k", "q6_k", "q5_1", "q8_0"),
-    "Q6_K": ("q6_k", "q8_0"),
-    "Q4_0": ("q4_0", "q4_1", "q6_k"),
-    "Q4_1": ("q4_1", "q6_k"),
-    "Q5_0": ("q5_0", "q5_1", "q6_k"),
-    "Q5_1": ("q5_1", "q6_k"),
-    "Q8_K": ("q8_0", "bf16", "f16"),
-    "Q8_0": ("q8_0",),
-    "BF16": ("bf16",),
-    "F16": ("f16",),
-    "F32": ("f32",),
-}
+#: Types that this version runs, mixtures of several block formats included. Not among them: layouts for one processor, which were
+#: removed from GGUF (Q4_0_4_4), and the types of forks (IQ4_K, Q4_K_R4).
+_SUPPORTED = re.compile(
+    r"(?:Q[2-6]_K|Q8_K|Q[45]_[01]|Q8_0|Q[12]_0|TQ[12]_0|IQ[123]_(?:XXS|XS|S|M)|IQ4_(?:NL|XS)|MXFP4|NVFP4|BF16|F16|F32)(?:_[A-Z]+)*"
+)
 #: Other names of types in file names.
 _ALIASES = {"FP16": "F16", "FP32": "F32", "Q8": "Q8_0", **{f"Q{bits}": f"Q{bits}_K" for bits in range(2, 7)}}
 _TYPE = re.compile(
@@ -90,14 +72,7 @@ def type_of(path: str) -> str:
 
 def is_supported(type: str) -> bool:
     """Whether this version supports the block formats of files of that type; True if the type is "" (unknown)."""
-    from gumba import quants  # NumPy takes a while, and most commands need none of this
-
-    plain = type.removeprefix("UD-")
-    formats = next((mixture for prefix, mixture in _MIXTURES.items() if plain.startswith(prefix)), None)
-    if formats is None:
-        formats = (plain.lower(),) if plain else ()
-    known = {format.name for format in quants.FORMATS.values()}
-    return all(name in known for name in formats)
+    return not type or _SUPPORTED.fullmatch(type.removeprefix("UD-")) is not None
 
 
 def is_gguf(file: RemoteFile) -> bool:

@@ -44,20 +44,21 @@ KNOWN: dict[str, KnownModel] = {
     ),
 }
 
-#: Models on the Hugging Face hub; an entry without a type is a checkpoint, which is converted.
+#: Models on the Hugging Face hub; an entry without a type is a checkpoint, which is converted. From about a billion weights on
+#: Q4_K_M, where the repository has it: below, its loss shows (docs/commands.md), and Q8_0 is small enough.
 ON_HUB: dict[str, str] = {
     "smollm2:360m": "HuggingFaceTB/SmolLM2-360M-Instruct-GGUF:Q8_0",
     "qwen2.5:0.5b": "Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q8_0",
-    "qwen2.5:1.5b": "Qwen/Qwen2.5-1.5B-Instruct-GGUF:Q4_0",
+    "qwen2.5:1.5b": "Qwen/Qwen2.5-1.5B-Instruct-GGUF:Q4_K_M",
     "qwen2.5-coder:0.5b": "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF:Q8_0",
     "qwen3:0.6b": "Qwen/Qwen3-0.6B-GGUF:Q8_0",
     "qwen3:1.7b": "Qwen/Qwen3-1.7B-GGUF:Q8_0",
-    "llama3.2:1b": "bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_0",
-    "llama3.2:3b": "bartowski/Llama-3.2-3B-Instruct-GGUF:Q8_0",
+    "llama3.2:1b": "bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M",
+    "llama3.2:3b": "bartowski/Llama-3.2-3B-Instruct-GGUF:Q4_K_M",
     "gemma3:270m": "ggml-org/gemma-3-270m-it-GGUF:Q8_0",
-    "gemma3:1b": "ggml-org/gemma-3-1b-it-GGUF:Q8_0",
-    "phi3.5": "bartowski/Phi-3.5-mini-instruct-GGUF:Q8_0",
-    "tinyllama": "TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:Q4_0",
+    "gemma3:1b": "ggml-org/gemma-3-1b-it-GGUF:Q4_K_M",
+    "phi3.5": "bartowski/Phi-3.5-mini-instruct-GGUF:Q4_K_M",
+    "tinyllama": "TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:Q4_K_M",
     "all-minilm": "sentence-transformers/all-MiniLM-L6-v2",
     "nomic-embed-text": "nomic-ai/nomic-embed-text-v1.5-GGUF:F16",
     "embeddinggemma": "ggml-org/embeddinggemma-300M-GGUF:Q8_0",
