@@ -10,7 +10,7 @@ from gumba.quants import BlockFormat, Finite
 
 FORMATS = list(quants.FORMATS.values())
 #: Formats whose invalid scales are decoded to numbers, as by gguf-py: their byte of all ones is NaN in their standard.
-BYTE_SCALES = {"mxfp4": 0xFF, "nvfp4": 0x7F}
+BYTE_SCALES = {"mxfp4": 0xFD, "nvfp4": 0x7F}
 
 
 def finite_rows(format: BlockFormat, n_rows: int, n_blocks: int) -> np.ndarray:
@@ -65,6 +65,15 @@ def test_scales_of_a_byte(format: BlockFormat) -> None:
         assert find(format, rows) is None
         rows[0, 1, number.offset] = byte
         assert find(format, rows) == (0, 1)
+
+
+def test_mxfp4_scales_whose_largest_weight_is_infinite() -> None:
+    mxfp4 = quants.get("mxfp4")
+    rows = np.full((256, mxfp4.type_size), 0x77, np.uint8)  # every weight is the largest
+    rows[:, 0] = np.arange(256)
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(mxfp4.dequantize(rows)).all(axis=1)
+    assert [find(mxfp4, row[None]) is None for row in rows] == finite.tolist()
 
 
 def test_scales_are_the_floats_of_a_block() -> None:

@@ -206,6 +206,16 @@ def test_groups_of_very_different_size(format):
     assert np.abs(got[9] - x[9]).max() < np.abs(x[9]).max() / 3
 
 
+@pytest.mark.parametrize("format", [q2_k, q3_k], ids=lambda format: format.name)
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.1, 0.2])
+def test_groups_of_numbers_that_hardly_differ(format, spread):
+    """All below zero: Q2_K's minimum alone stands for the group; or above: its scale does."""
+    x = (-1 - spread * np.abs(np.random.default_rng(3).standard_normal((64, 256)))).astype(np.float32)
+    for values in (x, -x):
+        back = format.dequantize(format.quantize(values))
+        assert np.sqrt(np.square(back - values).mean()) < 0.01 + spread
+
+
 def test_q2_k_stores_groups_that_are_all_positive():
     """Their minimum is 0: a minimum only lowers weights."""
     x = np.random.default_rng(11).uniform(2, 3, 256).astype(np.float32)

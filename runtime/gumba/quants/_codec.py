@@ -48,8 +48,8 @@ class Codec:
         result does not depend on ``n_threads``. The GIL is released while values are encoded.
 
         Raises ModelError for rows that are not whole blocks, and for a NaN, an infinity or a value that the format cannot
-        hold (in most, one beyond float16's range), naming its index; RequestError for a wrong dtype or a wrong ``out``;
-        UnsupportedError for a format that is only read.
+        hold (in most, one beyond float16's range; NVFP4 clips to 2,688, as ggml does), naming its index; RequestError for a
+        wrong dtype or a wrong ``out``; UnsupportedError for a format that is only read.
         """
         encoder = self.loops()[0]
         if encoder is None:

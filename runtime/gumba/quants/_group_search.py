@@ -72,14 +72,16 @@ def weigh(across: int, n: int, share: float, weight: int) -> None:
 def fit_ranges(
     across: int, weight: int, n: int, high: float, scale: NDArray[np.float32], minimum: NDArray[np.float32]
 ) -> None:
-    """scale[g] * q - minimum[g], q from 0 to ``high``, closest to group g, for minimums >= 0 (weights below 0)."""
+    """scale[g] * q - minimum[g], q from 0 to ``high``, closest to group g, for minimums >= 0 (weights below 0).
+
+    The search begins with one number for the whole group: where its weights hardly differ, all q are 0 at any scale.
+    """
     lowest, over_range, best = f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS)
     w_sum, x_sum = f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS)
     q_sum, qq_sum, xq_sum = f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS), f32_at(group_row(), GROUPS)
     for g in range(n):
-        lowest[g], over_range[g] = np.float32(0), np.float32(0)
+        lowest[g], over_range[g] = np.float32(0), np.float32(-np.inf)
         w_sum[g], x_sum[g] = np.float32(0), np.float32(0)
-        best[g], scale[g], minimum[g] = np.float32(-1), np.float32(0), np.float32(0)
     for i in range(16):
         x, w = f32_at(across + i * ROW_BYTES, GROUPS), f32_at(weight + i * ROW_BYTES, GROUPS)
         for g in range(n):
@@ -89,6 +91,8 @@ def fit_ranges(
             x_sum[g] += w[g] * x[g]
     for g in range(n):
         over_range[g] = inverse_or_zero(over_range[g] - lowest[g])
+        b = min(np.float32(0), x_sum[g] * inverse_or_zero(w_sum[g]))
+        best[g], scale[g], minimum[g] = b * x_sum[g], np.float32(0), -b
     for t in range(_TRIES):
         steps = high - _FEWER + _SPACING * np.float32(t)
         for g in range(n):

@@ -112,7 +112,8 @@ FORMAT = DotFormat(
     block_size=32,
     type_size=17,
     dtype=np.dtype([("e", "u1"), ("qs", "u1", 16)]),
-    other_finite=(Finite(0, 1, 0xFF),),  # all ones are NaN in the standard
+    # All ones are NaN in the standard; with the two below it, 2**126 and 2**125, the largest weights are infinite.
+    other_finite=(Finite(0, 1, 0xFE), Finite(0, 1, 0xFD)),
     loops=loops,
     pack_fields=(PackField(0, 1, 1), PackField(1, 4, 4)),  # e, the nibbles in words of 8
     unpack=unpack,
