@@ -115,9 +115,46 @@ def test_features_follow_what_numba_compiles_for(processor: Callable[..., frozen
 def test_tiles_are_the_systems_to_give(
     granted: bool, processor: Callable[..., frozenset[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gumba.simd.processor.request_tiles", lambda: granted)
+    monkeypatch.setattr("gumba.simd.processor.offers_tiles", lambda: granted)
     found = processor("x86_64", "sapphirerapids", "avx2 amx-tile amx-int8")
     assert found == ({"avx2", "amx-int8", "amx-tile"} if granted else {"avx2", "amx-int8"})
+
+
+SAPPHIRE_RAPIDS = frozenset(
+    ["avx2", "fma", "f16c", "avx512vnni", "avx512bw", "avx512vl", "avx512bf16", "amx-tile", "amx-int8"]
+)
+
+
+@pytest.mark.parametrize("granted", [False, True])
+def test_results_do_not_depend_on_whether_the_system_grants_tiles(
+    granted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detect, "features", lambda: SAPPHIRE_RAPIDS)
+    monkeypatch.setattr(detect, "request_tiles", lambda: granted)
+    assert detect.available()[:3] == ["avx512_amx", "avx512_bf16", "avx512_vnni"]
+    assert detect.current().name == ("avx512_amx" if granted else "avx512_vnni")
+    monkeypatch.setenv("GUMBA_ISA", "avx512_amx")
+    if not granted:
+        with pytest.raises(EngineError, match=r"system refuses AMX's tiles.*use avx512_vnni"):
+            detect.current()
+    monkeypatch.setenv("GUMBA_ISA", "avx512_bf16")
+    assert detect.current().name == "avx512_bf16"
+
+
+def test_listing_the_sets_requests_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process with tiles may no longer have signal stacks of 8 KB, which some crash handlers use."""
+    monkeypatch.setattr(detect, "request_tiles", lambda: pytest.fail("requested"))
+    host.features.cache_clear()
+    names = detect.available()
+    monkeypatch.setenv("GUMBA_ISA", names[-1])
+    assert detect.current().name == names[-1]
+
+
+def test_another_machine_is_not_asked_for_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of the system call means another one there."""
+    monkeypatch.setattr(host, "_machine", lambda: "aarch64")
+    monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("called"))
+    assert not host.offers_tiles() and not host.request_tiles.__wrapped__()
 
 
 def test_features_of_arm(processor: Callable[..., frozenset[str]]) -> None:

@@ -18,11 +18,14 @@ from gumba.backends.cpu.packing import ROW_ALIGN, PackedMatrix, aligned_empty, p
 from gumba.quants import FORMATS, BlockFormat, FloatFormat
 from gumba.simd import detect
 from gumba.simd.isa import Isa
+from gumba.simd.processor import request_tiles
 
 _FUNCTION = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
 
-#: Every instruction set that this machine can run.
-ISAS = [detect.known()[name] for name in detect.available()]
+#: Every instruction set that this machine can run, and this process may.
+ISAS = [
+    isa for isa in map(detect.known().get, detect.available()) if isa and (isa.matrix_unit is None or request_tiles())
+]
 GENERIC = detect.known()["generic"]
 
 

@@ -19,7 +19,7 @@ class LoadConfig:
         kv_memory: Size of the KV cache in bytes. Without either: DEFAULT_SEQUENCES sequences of ``n_ctx`` tokens, or as many
             (at least one) as fit into an eighth of the available memory.
         kv_type: Data type of the KV cache: "f16", "bf16", "f32" or "q8_0" (8.5 bits per element); None: bf16 on processors
-            with bf16 arithmetic, else f16.
+            with ``avx512_bf16``, else f16.
         n_states: Number of slots for recurrent states, checkpoints of cached prefixes included; None: MAX_STATES, more if
             they are small, or as many as fit into an eighth of the available memory.
         portable: Whether results have the same bits on every processor: f16 pages by default, and no instructions whose

@@ -11,7 +11,7 @@ import os
 from gumba.errors import EngineError
 from gumba.simd import avx2, avx512_amx, avx512_bf16, avx512_vnni, avx_vnni, generic, neon, neon_base, neon_i8mm
 from gumba.simd.isa import Isa
-from gumba.simd.processor import features
+from gumba.simd.processor import features, request_tiles
 
 #: Every instruction set by name, best first within each processor family.
 _SETS = {
@@ -44,11 +44,18 @@ def available() -> list[str]:
 @functools.cache
 def _choose(name: str) -> Isa:
     names = available()
-    if not name:
-        return known()[names[0]]
-    if name not in names:
+    if name and name not in names:
         raise EngineError(f"GUMBA_ISA={name}: expected one that this processor has: {', '.join(names)}")
-    return known()[name]
+    isa = known()[name or names[0]]
+    if isa.matrix_unit is None or request_tiles():
+        return isa
+    if name:
+        raise EngineError(
+            f"GUMBA_ISA={name}: the system refuses AMX's tiles to this process, as it does where a thread has a small alternate "
+            "signal stack (of a crash handler, for one): load the model before, or use avx512_vnni"
+        )
+    # The same bits, and where there is AMX also faster than with bfloat16 (see avx512_amx).
+    return next(known()[n] for n in names if known()[n].matrix_unit is None and known()[n].dot_bf16 is None)
 
 
 def current() -> Isa:

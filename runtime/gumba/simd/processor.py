@@ -9,20 +9,36 @@ import sys
 
 from gumba.jit.object_file import compiler_settings
 
-#: Of Linux: the system call arch_prctl, its code to request the use of a processor state, the number of the tiles' state.
-_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
-
-
-@functools.cache
-def request_tiles() -> bool:
-    """Ask Linux for the tiles, for all threads of this process; whether it has them."""
-    if not sys.platform.startswith("linux"):
-        return False
-    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
+#: Of Linux on x86-64: the system call arch_prctl, its codes to get the processor states that a process may request, and to
+#: request one, and the number of the tiles' state.
+_ARCH_PRCTL, _GET_SUPPORTED, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1021, 0x1023, 18
 
 
 def _machine() -> str:
     return platform.machine().lower()
+
+
+def _arch_prctl(code: int, argument: object) -> bool:
+    """Whether the system call was successful."""
+    if not sys.platform.startswith("linux") or _machine() not in ("x86_64", "amd64"):
+        return False
+    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, code, argument) == 0)
+
+
+def offers_tiles() -> bool:
+    """Whether the system gives tiles to processes that request them."""
+    states = ctypes.c_uint64()
+    return _arch_prctl(_GET_SUPPORTED, ctypes.byref(states)) and bool(states.value >> _TILE_DATA & 1)
+
+
+@functools.cache
+def request_tiles() -> bool:
+    """Request the tiles, for all threads of this process; whether it has them.
+
+    Linux refuses them to a process that has a thread with a small alternate signal stack, and later refuses such stacks (8 KB)
+    to a process that has them: so this is for processes that are about to use them.
+    """
+    return _arch_prctl(_REQUEST_PERMISSION, _TILE_DATA)
 
 
 @functools.cache
@@ -46,7 +62,7 @@ def features() -> frozenset[str]:
         name = settings["CPU_NAME"] or llvm.get_host_cpu_name()
         if name.startswith("apple-m"):
             have |= {"dotprod"} if name == "apple-m1" else {"dotprod", "i8mm"}
-    if "amx-tile" in have and not request_tiles():
+    if "amx-tile" in have and not offers_tiles():
         have.discard("amx-tile")
     if _machine() in ("aarch64", "arm64"):
         have.add("neon")
