@@ -41,11 +41,27 @@ class Results:
 
     def __init__(self, kept: Path | None) -> None:
         self._path = kept
-        self.about: dict[str, Any] = {"engines": {}, "machine": "", "threads": 0}
+        self.about: dict[str, Any] = {"engines": {}, "conditions": {}, "refused": {}}
         self.files: dict[str, dict[str, Any]] = {}
         if kept is not None and kept.exists():
             found = json.loads(kept.read_text(encoding="utf-8"))
             self.about, self.files = found["about"], found["files"]
+
+    def begin(self, conditions: Mapping[str, Any], engines: Mapping[str, str]) -> None:
+        """Begin a slice. Figures of other conditions, or of another version of an engine, do not go into one table."""
+        for kind, found in (("conditions", conditions), ("engines", engines)):
+            for name, value in found.items():
+                before = self.about[kind].setdefault(name, value)
+                if before != value:
+                    raise SystemExit(
+                        f"{self._path}: {name}: {before!r} there, {value!r} now: keep these figures in another file"
+                    )
+
+    def refuse(self, key: str, engine: str, reason: str) -> None:
+        """Keep why a peer has no figure."""
+        self.about["refused"].setdefault(key, {})[engine] = reason
+        print(f"{key}: {engine}: {reason}", file=sys.stderr, flush=True)
+        self.save()
 
     def note(self, key: str, engine: str, **figures: float | None) -> None:
         """Add one measurement, and keep it."""
@@ -77,7 +93,7 @@ def script_of(name: str) -> str:
 def race_file(options: argparse.Namespace, results: Results, path: Path) -> None:
     """All rounds of one file."""
     key = f"{path.stem}, {options.isa}" if options.isa else path.stem
-    environment = {"GUMBA_ISA": options.isa} if options.isa else {}
+    environment = {"GUMBA_ISA": options.isa}
     sizes = ("--prompt", options.prompt, "--gen", options.gen, "--repeat", options.repeat)
     order = {"prompt": options.prompt, "gen": options.gen, "repeat": options.repeat, "depth": 0, "sequences": 1}
     base = path.with_name(f"{path.stem.rpartition('-')[0]}-q4_0.gguf")
@@ -91,7 +107,7 @@ def race_file(options: argparse.Namespace, results: Results, path: Path) -> None
             try:
                 found = peer(python, script_of(name), "bench", model=str(path), threads=options.threads, **order).json()
             except SystemExit as failure:  # a type that it does not know, for one
-                print(f"{key}: {name}: {failure}", file=sys.stderr, flush=True)
+                results.refuse(key, name, str(failure).partition(" of: ")[0])
                 continue
             results.note(key, name, prefill=found["prefill_tokens_per_s"], decode=found["decode_tokens_per_s"])
         if path.stat().st_size >= options.share_from * 1e6:
@@ -143,12 +159,15 @@ each measurement is a process of its own, and the engines take turns. "Ratio" sa
 how its speed compares with that on the q4_0 file of the same shape; "of the read limit", what decoding reads of weights and cache
 per second, as a share of plain vector reads by all threads, measured just before and after in the same process. Files named big-*
 have the sizes of Llama 3.2 1B (tools/make_big_gguf.py), the others those of their models; q*_k files hold that type alone,
-q4_k_m llama.cpp's mixture. A peer without a figure refused the file. The shared machine's speed moves between rows."""
+q4_k_m llama.cpp's mixture. The shared machine's speed moves between rows."""
 
 
 def report(results: Results) -> str:
     """All tables: of each instruction set prefill, then decode."""
-    facts = [f"{results.about['machine']}, threads: {results.about['threads']}", *results.about["engines"].values()]
+    conditions = dict(results.about["conditions"])
+    machine = conditions.pop("machine", "")
+    facts = [", ".join([machine, *(f"{name}: {value}" for name, value in conditions.items())])]
+    facts += results.about["engines"].values()
     parts = ["\n".join(f"- {fact}" for fact in facts)]
     isas = {key.partition(", ")[2]: None for key in results.files}
     for isa in isas:
@@ -156,7 +175,12 @@ def report(results: Results) -> str:
         for part in PARTS:
             title = f"{part}, tokens/s" + (f", {isa}" if isa else "")
             parts.append(f"{title}\n\n{table(results, part, keys)}")
-    return "\n\n".join(parts) + "\n"
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for key, engines in results.about["refused"].items():
+        for engine, reason in engines.items():
+            reasons.setdefault((engine, reason), []).append(key)
+    lines = [f"- {engine} has no figure of {', '.join(keys)}: {why}" for (engine, why), keys in reasons.items()]
+    return "\n\n".join([*parts, "\n".join(lines)] if lines else parts) + "\n"
 
 
 def versions(options: argparse.Namespace) -> dict[str, str]:
@@ -202,9 +226,8 @@ def main() -> None:
     options = parse()
     results = Results(options.keep)
     if options.files:
-        results.about["machine"] = f"{processor()}; Python {platform.python_version()}"
-        results.about["threads"] = options.threads
-        results.about["engines"] |= versions(options)
+        conditions = {name: getattr(options, name) for name in ("threads", "prompt", "gen")}
+        results.begin({"machine": f"{processor()}; Python {platform.python_version()}"} | conditions, versions(options))
     for path in options.files:
         race_file(options, results, path)
     if options.write is not None:
