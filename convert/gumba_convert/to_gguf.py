@@ -107,7 +107,6 @@ def convert(
     type = named or _default_type(plan)
     vocabulary = read_vocabulary(checkpoint, plan.n_vocab, pre_tokenizer=pre_tokenizer)
     formats = _formats(plan, type, pure)
-    _check_encoders(type, formats)
     infos = [_info(source, quants.get(fmt)) for source, fmt in zip(plan.tensors, formats, strict=True)]
     n_parameters = sum(math.prod(info.shape) for info in infos)
     described, general_warnings = general.metadata(checkpoint, name or title, n_parameters)
@@ -165,15 +164,6 @@ def _formats(plan: Plan, type: str, pure: bool) -> list[str]:
     """The format of each tensor of the plan."""
     model = sizes(plan.architecture, {key: value.value for key, value in plan.metadata.items()})
     return tensor_formats([(source.name, source.shape) for source in plan.tensors], type, model, pure=pure)
-
-
-def _check_encoders(type: str, formats: list[str]) -> None:
-    """Refuse a type before anything is written if this version only reads one of its formats."""
-    unwritten = [name for name in dict.fromkeys(formats) if quants.get(name).loops()[0] is None]
-    if unwritten:
-        raise ConvertError(
-            f"type {type} needs {', '.join(unwritten)} blocks, which this version reads, but does not write"
-        )
 
 
 def _write(

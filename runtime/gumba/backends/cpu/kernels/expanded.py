@@ -1,10 +1,10 @@
 """Blocks expanded to memory: what ``unpack`` gives for some blocks of a group of rows, written once for many tokens.
 
-Codebooks, ternary digits and bits in several fields take longer to unpack than to multiply. Where many tokens meet a group
-of rows, its blocks are unpacked once, ``EXPANDED_BLOCKS`` at a time, and the tiles of tokens load the registers from memory: for
-each 32 columns 8 registers of bytes, then scales and minimums. The numbers are the same, so the products have the same bits. A
-matrix unit (``gumba.simd.isa.MatrixUnit``) reads weights from memory only: with one, blocks of every format with one scale are
-expanded.
+Codebooks, ternary digits and bits in several fields take longer to unpack than to multiply. Where many tokens are multiplied by
+a group of rows, its blocks are unpacked once, ``EXPANDED_BLOCKS`` at a time, and the tiles of tokens load the registers from
+memory: for each 32 columns 8 registers of bytes, then scales and minimums. The numbers are the same, so the products have the
+same bits. A matrix unit (``gumba.simd.isa.MatrixUnit``) reads weights from memory only: with one, blocks of every format with
+one scale are expanded.
 """
 
 from __future__ import annotations

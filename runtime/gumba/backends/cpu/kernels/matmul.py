@@ -144,7 +144,7 @@ def _dot_tile(format: DotFormat, isa: Isa, tokens: int) -> Intrinsic[None]:
     """A compiled function: one group of rows with ``tokens`` rows of int8 blocks."""
     block_bytes = format.packed_block_bytes * isa.lanes
     parts = format.packed_block_size // DOT_COLUMNS
-    x_bytes = parts * activations_q8.BYTES  # of the activations that meet one block
+    x_bytes = parts * activations_q8.BYTES  # of the activations that one block is multiplied by
     lines = range(0, block_bytes, 64)
 
     @simd_function("void(i8, i8, i8, i8, i8, i8, i8)")
@@ -188,7 +188,7 @@ def _expanded_tile(layout: ExpandedLayout, isa: Isa, tokens: int) -> Intrinsic[N
 
 @functools.cache
 def _tiles(format: BlockFormat, isa: Isa, tokens: int) -> Inline[int]:
-    """A compiled loop that takes ``tokens`` tokens at a time, for one group of rows; returns the first token left over.
+    """A compiled loop that takes ``tokens`` tokens at a time, for one group of rows; returns the first remaining token.
 
     One function for each size: where an instruction set has tiles of one size twice, they share their code.
     """
@@ -305,7 +305,7 @@ def _vector_groups(format: BlockFormat, isa: Isa) -> Inline[None]:
 
 
 def _matrix_groups(format: DotFormat, isa: Isa, layout: ExpandedLayout, unit: MatrixUnit) -> Inline[None]:
-    """``token_groups`` with a matrix unit: blocks are expanded for its tiles, and unpacked for the tokens left over.
+    """``token_groups`` with a matrix unit: blocks are expanded for its tiles, and unpacked for the remaining tokens.
 
     Expanding pays from two tiles on (24 tokens: 0.93 of the speed without).
     """
@@ -350,7 +350,7 @@ def matmul(format: BlockFormat, isa: Isa) -> Kernel:
 
     ``count``: offset of the number of tokens in the batch record; ``x``: float32 rows, or int8 blocks (``activations_q8``)
     where the format pairs with those, ``x_stride`` bytes apart; ``out``: float32 rows of ``out_stride`` bytes, with room for
-    whole groups; ``residual``: 0, or float32 rows like ``out`` to be added.
+    whole groups; ``residual``: 0, or float32 rows like ``out``, which must not overlap it, to be added.
     """
     group = token_groups(format, isa)
     group_floats = 4 * isa.lanes

@@ -1,8 +1,8 @@
 """A tile of a matrix product through the set's matrix unit (``gumba.simd.isa.MatrixUnit``).
 
 For expanded blocks (``kernels.expanded``) with one scale, and int8 activations. The unit leaves a block's integers in memory,
-from where the vector registers scale and add them. A block's products take longer than that, so the next block's are begun
-before: two blocks are under way at any time. (What bounds it: for some 70 cycles after any instruction for tiles, Emerald Rapids
+from where the vector registers scale and add them. A block's products take longer than that, so the next block's are issued
+before: two blocks are in flight at any time. (What bounds it: for some 70 cycles after any instruction for tiles, Emerald Rapids
 starts 512-bit arithmetic on one port in place of two. A block's scaling, 3 instructions for each of 16 tokens, then takes 48
 cycles, and the whole 60 to 75. With two scales per block it takes 80: tried with tiles of 16 columns, such formats had 0.9 to 1.2
 of the time that VNNI takes.)
@@ -51,7 +51,7 @@ def matrix_tile(
             unit.dot(s, w + k * layout.block_bytes, x + k * activations_q8.BYTES, x_stride, memory[turn], turn)
 
         def add(k: Value, turn: int) -> None:
-            """Add what ``begin`` left."""
+            """Accumulate the result of ``begin``."""
             block = layout.load(s, w + k * layout.block_bytes)
             for t, acc in enumerate(accs):
                 total = s.load(memory[turn] + 4 * lanes * t, I32, lanes)
