@@ -150,7 +150,7 @@ def test_listing_the_sets_requests_no_tiles(monkeypatch: pytest.MonkeyPatch) -> 
     assert detect.current().name == names[-1]
 
 
-def test_another_machine_is_not_asked_for_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_tiles_are_requested_on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of the system call means another one there."""
     monkeypatch.setattr(host, "_machine", lambda: "aarch64")
     monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("called"))
