@@ -229,8 +229,16 @@ if TILED:
         return call
 
     @pytest.mark.parametrize("tokens", [2, 3, 4])
-    @pytest.mark.parametrize("signed, least, most", [(False, 0, 15), (False, 0, 63), (True, -128, 127)])
-    @pytest.mark.parametrize("isa", TILED, ids=lambda isa: isa.name)
+    @pytest.mark.parametrize(
+        "isa, signed, least, most",
+        [
+            pytest.param(isa, least < 0, least, most, id=f"{isa.name}-{least}-{most}")
+            for isa in TILED
+            for least, most in ((0, 15), (0, 63), (0, 255), (-128, 127))
+            # Of 8 bits, signed, or where the set has no such product, with the sign bit flipped.
+            if most < 127 or (least < 0) == (isa.dot_signed is not None)
+        ],
+    )
     def test_dot_products_of_a_tile(isa: Isa, signed: bool, least: int, most: int, tokens: int) -> None:
         """Whole blocks and halves of them, extreme and random numbers, against NumPy."""
         rng = np.random.default_rng(2)

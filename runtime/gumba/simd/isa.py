@@ -45,7 +45,8 @@ class Isa:
     ``dot_unsigned``: weights 0..255 (0..w_max) times signed activations. ``dot_signed``: both signed; None where only the
     unsigned form is fast: 8-bit weights are then stored with 128 added. ``has_f16``: float16 conversion in hardware.
     ``tiles``: numbers of tokens that a matrix product takes at once, largest first.
-    ``dot_tile``: the dot products of a whole tile of tokens with the same weights, where that is faster than one by one.
+    ``dot_tile``: the dot products of a whole tile of tokens with the same weights, where that is faster than one by one. Signed
+    weights only where there is ``dot_signed``.
     ``dot_bf16``, ``round_bf16``: what ``pair_dot`` and ``to_bf16`` do, where there are instructions for it.
     ``shuffle_bytes``: shuffle_bytes(s, table, index): in each 16 bytes, the byte of ``table`` that each byte 0..15 of ``index``
     names. ``gather_words``: what ``gather`` does, where there is an instruction for it. ``matrix_unit``: a unit for tiles of as
