@@ -138,14 +138,13 @@ def spread(figures: Sequence[float]) -> str:
 
 @dataclass
 class Race:
-    """One job's results: rows that come from the same processes, and where they come from."""
+    """One job's results: rows that come from the same processes, and the commands and the machine they come from."""
 
     rows: list[Row]
     rounds: int = 0
     date: str = ""
     commands: list[str] = field(default_factory=list)
     remark: str = ""
-    #: Where it was run, if not on the machine that BENCHMARKS.md names at the top.
     machine: str = ""
 
     def ran(self, command: str) -> None:
@@ -482,10 +481,8 @@ def main() -> None:
     kept = ROOT / "benchmarks.json"
     races, engines = restore(kept) if options.reuse and kept.exists() else ({}, {})
     machine = f"{processor()}, threads: {options.threads}; Python {platform.python_version()}"
-    for engine in (*ENGINES, ONNX):
-        text = about(engine, options)
-        if text is not None:
-            engines[engine] = text
+    found = {engine: about(engine, options) for engine in (*ENGINES, ONNX)}
+    engines |= {engine: text for engine, text in found.items() if text is not None}
     for name, (job, needs) in JOBS.items():
         if (options.rows is None or name in options.rows) and getattr(options, needs) is not None:
             races[name] = job(options, options.rounds)

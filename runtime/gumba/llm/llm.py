@@ -57,7 +57,7 @@ class LLM(ChatMixin, PoolingMixin):
             prefixes included. None: as many as fit into a quarter of ``kv_memory``, or an eighth of the available
             memory.
         kv_type: Data type of the KV cache: "f16", "bf16", "f32", or "q8_0" in half the memory; None: bf16 with the
-            instruction set avx512_bf16 (twice as fast), else f16.
+            instruction set avx512_bf16, else f16.
         portable: Give logits, embeddings and greedy answers the same bits on every processor: f16 pages unless ``kv_type``
             names others, and no instructions whose results differ from those of other processors.
         draft_model: A smaller model with the same vocabulary that drafts tokens, which this model verifies several at a
